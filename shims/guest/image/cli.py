@@ -1,0 +1,177 @@
+"""``void-guest``: build, show, verify and collect guest images."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shims.core.errors import ExitCode, ShimError
+from shims.core.paths import state_dir
+from shims.guest.image.build import build_guest_image
+from shims.guest.image.care import collect_garbage, verify_image
+from shims.guest.image.find import MANIFEST, GuestImage, find_guest_image, load_image, stored_images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["main"]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_output = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print."
+)
+_which = click.argument("digest", required=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def void_guest() -> None:
+    """Guest images: the kernel and initramfs that every microVM of this host boots.
+
+    An image is made of the host's own kernel package and of void-init, our PID 1. It is named by
+    the digest of its content, shared by all VMs, and never changes. The shim builds a missing
+    image at the first start of a container; building it here first takes a second off that start.
+    """
+
+
+@void_guest.command()
+@click.option("--kernel", type=_FILE, help="A bzImage or vmlinux instead of the host's best.")
+@click.option("--initramfs", type=_FILE, help="A finished cpio archive (brings its own PID 1).")
+@click.option("--init", type=_FILE, help="Another void-init: a static program that runs as PID 1.")
+@click.option("--module", "modules", multiple=True, metavar="NAME", help="One more kernel module.")
+@_output
+def build(
+    kernel: Path | None, initramfs: Path | None, init: Path | None, modules: tuple[str, ...],
+    output: str,
+) -> None:  # fmt: skip
+    """Build the guest image, unless it is there already.
+
+    Without options the newest cloud kernel in /boot is taken, else the newest of any kind, and
+    `void-shim` and the containerd shim find the result by themselves. With options the printed
+    directory has to be named in /etc/void-shims/config.toml.
+
+    \b
+    Examples:
+      void-guest build
+      void-guest build --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64 --module nf_tables
+    """
+    begin = time.monotonic()
+    with _progress() as tell:
+        image = build_guest_image(
+            kernel=kernel, initramfs=initramfs, init=init, modules=modules, progress=tell
+        )
+    _print_image(image, output, seconds=time.monotonic() - begin)
+
+
+@void_guest.command()
+@_which
+@click.option("--all", "everything", is_flag=True, help="Every stored image, the newest first.")
+@_output
+def show(digest: str | None, everything: bool, output: str) -> None:
+    """Show the image that VMs boot now, the one of DIGEST (or its beginning), or all."""
+    images = stored_images(_store()) if everything else [_find(digest)]
+    if everything and output == "json":
+        click.echo(json.dumps([_describe(image) for image in images], indent=2))
+        return
+    for image in images:
+        _print_image(image, output)
+
+
+@void_guest.command()
+@_which
+@_output
+def verify(digest: str | None, output: str) -> None:
+    """Read an image in full and compare it with its manifest. A damaged image exits with 1.
+
+    A damaged image is replaced by `void-guest gc` followed by `void-guest build`.
+    """
+    image = _find(digest)
+    wrong = verify_image(image)
+    if output == "json":
+        click.echo(json.dumps({"digest": image.digest, "intact": not wrong, "wrong": wrong}))
+    else:
+        click.echo("\n".join(wrong) if wrong else f"{image.digest} is intact")
+    if wrong:
+        sys.exit(ExitCode.FAILED)
+
+
+@void_guest.command()
+@click.option("--keep", type=click.IntRange(0), default=1, show_default=True,
+              help="How many of the newest images to keep besides the current one.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@_output
+def gc(keep: int, dry_run: bool, output: str) -> None:
+    """Remove images that no VM needs: neither current, nor among the newest, nor being booted.
+
+    Running VMs do not need their image any more: it is in their memory.
+    """
+    done = collect_garbage(state_dir(), keep=keep, dry_run=dry_run)
+    if output == "json":
+        report = {"removed": done.removed, "kept": done.kept, "freed_bytes": done.freed}
+        click.echo(json.dumps(report, indent=2))
+        return
+    verb = "would remove" if dry_run else "removed"
+    for digest in done.removed:
+        click.echo(f"{verb} {digest}")
+    click.echo(f"{verb} {len(done.removed)}, kept {len(done.kept)}, {done.freed >> 20} MiB")
+
+
+def _store() -> Path:
+    return state_dir() / "guest"
+
+
+def _find(digest: str | None) -> GuestImage:
+    if not digest:
+        return find_guest_image()
+    matches = [path for path in _store().glob(f"{digest}*") if path.is_dir()]
+    if len(matches) > 1:
+        raise click.BadParameter(f"{len(matches)} images begin with it", param_hint="DIGEST")
+    return load_image(matches[0] if matches else _store() / digest)
+
+
+def _describe(image: GuestImage) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((image.directory / MANIFEST).read_bytes())
+    return {"directory": str(image.directory), **manifest}
+
+
+def _print_image(image: GuestImage, output: str, seconds: float | None = None) -> None:
+    if output == "json":
+        click.echo(json.dumps(_describe(image), indent=2))
+        return
+    sizes = [path.stat().st_size / (1 << 20) for path in (image.kernel, image.initramfs)]
+    click.echo(f"digest     {image.digest}")
+    click.echo(f"kernel     {image.release} ({sizes[0]:.1f} MiB)")
+    click.echo(f"initramfs  {len(image.modules)} modules ({sizes[1]:.1f} MiB)")
+    click.echo(f"directory  {image.directory}")
+    if seconds is not None:
+        click.echo(f"took       {seconds:.3f} s")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Tell a person at a terminal what happens; say nothing into a pipe or a log."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # costs 0.1 s: only for a person who waits longer than that
+
+    with Console(stderr=True).status("looking at the host") as status:
+        yield lambda text: status.update(text)
+
+
+def main() -> None:
+    """Run ``void-guest`` and exit with the code of ``shims.core.errors.ExitCode``."""
+    try:
+        void_guest(prog_name="void-guest", standalone_mode=True)
+    except ShimError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
