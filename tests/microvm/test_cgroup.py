@@ -1,0 +1,144 @@
+"""Cgroups: paths in both dialects, the mounts of a host, and the real thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from shims.core.errors import InputError, TargetError
+from shims.microvm.cgroup import (
+    Cgroup,
+    Hierarchy,
+    find_hierarchies,
+    group_for,
+    machine_cgroup,
+    machine_cgroups,
+    parent_of,
+    parse_mountinfo,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "parent"),
+    [
+        (None, "/void-shims"),
+        ("", "/void-shims"),
+        ("/a/b/c", "/a/b"),
+        ("a//b/./c/", "/a/b"),
+        ("/alone", "/void-shims"),
+        ("kubepods-burstable-pod1.slice:cri:id", None),
+        ("system.slice:runc:x", "/system.slice"),
+        (":runc:x", "/system.slice"),
+        ("-.slice:runc:x", ""),
+    ],
+)
+def test_parent(path: str | None, parent: str | None) -> None:
+    if parent is None:
+        parent = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice"
+    assert parent_of(path) == parent
+
+
+@pytest.mark.parametrize("path", ["/a/../../b", "no-slice:p:n", "a/b.slice:p:n", "a--b.slice:p:n"])
+def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
+    with pytest.raises(InputError, match=r"linux\.cgroupsPath"):
+        parent_of(path)
+
+
+HYBRID = """\
+24 20 0:21 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
+25 24 0:22 / /sys/fs/cgroup/memory rw,relatime shared:10 - cgroup cgroup rw,memory
+26 24 0:23 / /sys/fs/cgroup/cpu,cpuacct rw shared:11 - cgroup cgroup rw,cpu,cpuacct
+27 24 0:24 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/,name=systemd
+28 24 0:25 / /sys/fs/cgroup/unified rw shared:13 - cgroup2 cgroup2 rw
+29 24 0:22 / /elsewhere rw shared:10 - cgroup cgroup rw,memory
+"""
+
+
+def test_mountinfo_of_a_hybrid_host() -> None:
+    found = parse_mountinfo(HYBRID.splitlines())
+    assert found == [
+        Hierarchy("/sys/fs/cgroup/memory", 1, frozenset({"memory"})),
+        Hierarchy("/sys/fs/cgroup/cpu,cpuacct", 1, frozenset({"cpu", "cpuacct"})),
+        Hierarchy("/sys/fs/cgroup/systemd", 1, frozenset({"name=systemd"})),
+        Hierarchy("/sys/fs/cgroup/unified", 2),
+    ]
+
+
+def test_a_v2_host_with_a_blank_in_the_mount_point() -> None:
+    line = "30 1 0:26 / /sys/fs/cg\\040roup rw - cgroup2 cgroup2 rw"
+    assert parse_mountinfo([line]) == [Hierarchy("/sys/fs/cg roup", 2)]
+
+
+def test_a_group_of_v2_is_delegated_and_limited(tmp_path: Path) -> None:
+    """On plain files: which ones are written, and with what."""
+    (tmp_path / "cgroup.subtree_control").touch()
+    group = Cgroup("/vm", (Hierarchy(str(tmp_path), 2),))
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "memory.max").touch()
+    group.create(memory_limit=1 << 30)
+    assert (tmp_path / "vm" / "memory.max").read_text() == str(1 << 30)
+    assert (tmp_path / "cgroup.subtree_control").read_text().startswith("+io")  # the last one
+    (tmp_path / "vm" / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
+    assert group.oom_kills() == 2
+
+
+@pytest.mark.root
+def test_join_kill_and_remove_on_this_host() -> None:
+    group = group_for(f"/void-test-{os.getpid()}/x", "vm", find_hierarchies())
+    group.create()
+    group.create()  # may be repeated
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        group.join()
+        os.write(tell, b"!")
+        signal.pause()
+    os.close(tell)
+    assert os.read(ready, 1) == b"!"
+    os.close(ready)
+    assert group.processes() == {pid}
+    for hierarchy in group.hierarchies:
+        assert Path(hierarchy.mount + group.path, "cgroup.procs").read_text().split() == [str(pid)]
+    group.remove()  # busy: stays
+    assert group.processes() == {pid}
+    group.kill()
+    os.waitpid(pid, 0)
+    group.remove()
+    group.remove()
+    assert group.processes() == set()
+    for hierarchy in group.hierarchies:
+        assert not Path(hierarchy.mount + os.path.dirname(group.path)).exists()
+
+
+@pytest.mark.root
+def test_a_managers_empty_parents_stay() -> None:
+    root = f"/kubepods-test{os.getpid()}"
+    group = group_for(f"{root}/pod/x", "vm", find_hierarchies())
+    group.create()
+    group.remove()
+    parents = [Path(f"{hierarchy.mount}{root}/pod") for hierarchy in group.hierarchies]
+    assert all(parent.is_dir() for parent in parents)
+    for parent in parents:
+        parent.rmdir()
+        parent.parent.rmdir()
+
+
+def test_a_refused_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    group = Cgroup("/taken/vm", (Hierarchy(str(tmp_path), 1),))
+    with pytest.raises(TargetError, match="taken"):
+        group.create()
+
+
+def test_only_root_gets_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert machine_cgroup("vm", "/a/b") is None
+
+
+@pytest.mark.root
+def test_whoever_cleans_up_learns_of_every_group() -> None:
+    paths = [group.path for group in machine_cgroups("vm", "/pod/container")]
+    assert paths == ["/pod/void-vm", "/void-shims/void-vm-template"]
