@@ -1,0 +1,106 @@
+"""The host's side of a container: the guest image is there when the first container wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from shims.containerd.shim import attach
+from shims.containerd.shim.attach import LocalSupplies, trust_domain
+from shims.containerd.shim.config import Settings
+from shims.containerd.shim.daemon import raise_oom_score
+from shims.containerd.shim.sizing import VmSize
+from shims.core.errors import Conflict, DeadlineExceeded, NotFound
+from shims.guest.image.host import installed_kernels
+from shims.microvm import images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shims.containerd.shim.daemon import Launch
+    from shims.containerd.shim.supplies import Wanted
+    from shims.guest.image.find import GuestImage
+
+
+def supplies(state: Path, **environ: str) -> LocalSupplies:
+    early = SimpleNamespace(resources=None)
+    settings = {**os.environ, "VOID_SHIMS_STATE": str(state), "VOID_SHIMS_RUN": str(state / "run")}
+    settings["VOID_SHIMS_LIBRARIES"] = next(p for p in sys.path if p.endswith("site-packages"))
+    return LocalSupplies(settings | environ, cast("Launch", early))
+
+
+@pytest.mark.skipif(
+    not installed_kernels(), reason="needs a kernel package (linux-image-cloud-amd64)"
+)
+async def test_a_missing_guest_image_is_built(tmp_path: Path) -> None:
+    local = supplies(tmp_path)
+    await local._require_image("")
+    image = local._image("")
+    assert image.kernel.is_file()
+    assert image.directory.is_relative_to(tmp_path)
+
+
+async def test_a_named_image_is_not(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no guest image in"):
+        await supplies(tmp_path)._require_image(str(tmp_path / "mine"))
+
+
+async def test_what_the_builder_says_is_the_error(tmp_path: Path) -> None:
+    state = tmp_path / "a file"
+    state.write_text("")
+    with pytest.raises(Conflict, match="no guest image: "):
+        await supplies(state)._require_image("")
+
+
+def test_the_trust_domain_always_counts() -> None:
+    def domain(template: str, given: str, namespace: str) -> str:
+        return trust_domain(Settings(template=template, trust_domain=given), namespace)
+
+    assert domain("shared", "", "one") == domain("shared", "", "two")
+    assert domain("shared", "a", "one") == domain("shared", "a", "two")
+    assert domain("shared", "a", "one") != domain("shared", "b", "one")
+    kinds = {domain(t, d, n) for t in ("shared", "per-namespace") for d in ("", "a", "one/a")
+             for n in ("one", "two")}  # fmt: skip
+    assert len(kinds) == 3 + 6  # with per-namespace each namespace has its own, and each domain
+
+
+def test_the_vm_has_the_containers_rank_and_a_limit(tmp_path: Path) -> None:
+    local = supplies(tmp_path)
+    local._images[""] = cast("GuestImage", SimpleNamespace())
+    config = local.machine_config(
+        "c", "default", Settings(), VmSize(1, 64), {"process": {"oomScoreAdj": 777}}, shares=False
+    )
+    assert config.oom_score_adj == 777
+    assert config.memory_limit == config.whole_size
+
+
+@pytest.mark.parametrize(("inherited", "ours"), [("-999", "-998"), ("0", "1"), ("1000", "1000")])
+def test_a_shim_goes_before_containerd(tmp_path: Path, inherited: str, ours: str) -> None:
+    score = tmp_path / "oom_score_adj"
+    score.write_text(f"{inherited}\n")
+    raise_oom_score(str(score))
+    assert score.read_text().split()[0] == ours
+    raise_oom_score(str(tmp_path / "none"))  # is said, and no more than that
+
+
+async def test_preparing_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(attach, "_PREPARE_TIMEOUT", 0.01)
+    monkeypatch.setattr(LocalSupplies, "_require_image", never)
+    wanted = cast("Wanted", SimpleNamespace(container_id="c", settings=Settings()))
+    async with AsyncExitStack() as owned:
+        with pytest.raises(DeadlineExceeded, match="container c is not prepared"):
+            await supplies(tmp_path).prepare(wanted, owned)
+
+
+def test_create_ends_before_kubelet_gives_up() -> None:
+    assert attach._BUILD_TIMEOUT < attach._PREPARE_TIMEOUT < 120
+    assert images._BUILD_TIMEOUT < attach._PREPARE_TIMEOUT
