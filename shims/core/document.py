@@ -189,6 +189,8 @@ def _parse_yaml(text: str, marks: Marks) -> object:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = _mark_of(error.problem_mark or error.context_mark)
+        if "nesting depth" in (error.problem or ""):  # libyaml's own limit; its scanner runs ahead
+            raise _too_deep((), mark) from error
         raise DocumentError(_broken(error.problem or "no YAML"), "YAML", mark=mark) from error
     except yaml.YAMLError as error:  # a character that YAML does not permit
         raise DocumentError(_broken(str(error).splitlines()[0]), "YAML") from error

@@ -36,6 +36,7 @@ __all__ = [
 
 _DEFAULT_PARENT = "/void-shims"
 _V1_INHERITED = ("cpuset.cpus", "cpuset.mems")
+_CREATE_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 3
 _MANAGED = (".slice/", "kubepods")
 
@@ -214,6 +215,18 @@ _MOUNT_FLAGS = frozenset({"rw", "ro", "xattr", "clone_children", "noprefix", "cp
 
 
 def _create(hierarchy: Hierarchy, path: str) -> None:
+    for attempt in range(_CREATE_ATTEMPTS):
+        try:
+            _create_once(hierarchy, path)
+        except FileNotFoundError:
+            # Another VM's end removed a parent that was empty until we came.
+            if attempt + 1 == _CREATE_ATTEMPTS:
+                raise
+        else:
+            return
+
+
+def _create_once(hierarchy: Hierarchy, path: str) -> None:
     directory = hierarchy.mount
     for part in path.strip("/").split("/"):
         if hierarchy.version == 2:
@@ -222,11 +235,22 @@ def _create(hierarchy: Hierarchy, path: str) -> None:
         try:
             os.mkdir(directory, 0o755)
         except FileExistsError:
-            continue
-        if "cpuset" in hierarchy.controllers:  # a new v1 cpuset is empty, and cannot be joined
-            for name in _V1_INHERITED:
-                with open(f"{parent}/{name}") as inherited:
-                    _write(f"{directory}/{name}", inherited.read())
+            pass
+        if "cpuset" in hierarchy.controllers:
+            _fill_cpuset(parent, directory)
+
+
+def _fill_cpuset(parent: str, directory: str) -> None:
+    """Give an empty v1 cpuset what its parent has: a new one is empty, and cannot be joined.
+
+    One that was there already may be as new: whoever made it has not come to fill it yet.
+    """
+    for name in _V1_INHERITED:
+        with open(f"{directory}/{name}") as own:
+            if own.read().strip():
+                continue
+        with open(f"{parent}/{name}") as inherited:
+            _write(f"{directory}/{name}", inherited.read())
 
 
 def _delegate(directory: str) -> None:

@@ -120,11 +120,13 @@ def _snapshot(run_dir: Path) -> dict[str, set[str]]:
             fds[name] = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue
+    # Of the parent that all VMs on this host share, only what has a name of ours counts.
+    patterns = (f"void-test-{os.getpid()}", f"void-shims/void-t{os.getpid()}-*")
     groups = {
         str(path)
         for hierarchy in find_hierarchies()
-        for top in ("void-shims", f"void-test-{os.getpid()}")
-        if (path := Path(hierarchy.mount, top)).exists()
+        for pattern in patterns
+        for path in Path(hierarchy.mount).glob(pattern)
     }
     return {
         "processes": {line for line in children if "ps -o" not in line},

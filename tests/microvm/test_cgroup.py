@@ -114,6 +114,60 @@ def test_join_kill_and_remove_on_this_host() -> None:
 
 
 @pytest.mark.root
+def test_a_parent_that_another_vm_has_just_made_is_filled_before_it_is_joined() -> None:
+    top = f"void-test-{os.getpid()}"
+    group = group_for(f"/{top}/x", "vm", find_hierarchies())
+    cpusets = [h for h in group.hierarchies if "cpuset" in h.controllers]
+    if not cpusets:
+        pytest.skip("no cpuset of cgroup v1 is mounted here")
+    Path(cpusets[0].mount, top).mkdir()  # as it is between two steps of the other's creation
+    group.create()
+    try:
+        assert Path(cpusets[0].mount + group.path, "cpuset.cpus").read_text().strip()
+        pid = os.fork()
+        if pid == 0:
+            group.join()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        group.remove()
+
+
+@pytest.mark.root
+def test_many_that_come_and_go_do_not_disturb_each_other() -> None:
+    """Each makes its group, joins it and removes it with the parent that all share, many times."""
+    groups = [
+        group_for(f"/void-test-{os.getpid()}/x", f"vm{n}", find_hierarchies()) for n in range(4)
+    ]
+    children = []
+    for group in groups:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_come_and_go(group))
+        children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
+    for hierarchy in groups[0].hierarchies:
+        assert not Path(hierarchy.mount, f"void-test-{os.getpid()}").exists()
+
+
+def _come_and_go(group: Cgroup) -> int:
+    """Return 0 when every turn succeeded. Runs in a forked child."""
+    try:
+        for _ in range(30):
+            group.create()
+            child = os.fork()
+            if child == 0:
+                group.join()
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                return 2
+            group.remove()
+    except TargetError:
+        return 1
+    return 0
+
+
+@pytest.mark.root
 def test_a_managers_empty_parents_stay() -> None:
     root = f"/kubepods-test{os.getpid()}"
     group = group_for(f"{root}/pod/x", "vm", find_hierarchies())
