@@ -57,6 +57,7 @@ class FakeGuest:
         self.stats_reply = guest_pb2.StatsReply(
             files=[guest_pb2.CgroupFile(name="pids.current", content=b"3\n")]
         )
+        self.updates: list[dict[str, str]] = []
         self.lose_exits = False
         self._called = asyncio.Event()
         self._processes: dict[Key, _Process] = {}
@@ -162,7 +163,10 @@ class FakeGuest:
             if number == signals.SIGKILL:
                 self._ended((container, exec_id), process, 128 + number)
             return
-        os.killpg(process.child.pid, number)
+        for (owner, _), other in list(self._processes.items()):
+            chosen = other is process or (everyone and owner == container)
+            if chosen and other.child and not other.exited:
+                os.killpg(other.child.pid, number)
         await self._leave("signal_process", timeout)
 
     async def delete_process(self, container: str, exec_id: str = "", *, timeout: float) -> None:
@@ -189,12 +193,14 @@ class FakeGuest:
 
     async def stats(self, container: str, *, timeout: float) -> guest_pb2.StatsReply:
         await self._enter("stats", timeout)
+        await self._leave("stats", timeout)
         return self.stats_reply
 
     async def update_cgroup(
         self, container: str, writes: list[guest_pb2.CgroupWrite], *, timeout: float
     ) -> None:
         await self._enter("update_cgroup", timeout)
+        self.updates.append({write.file: write.value for write in writes})
 
     async def telemetry(self, *, timeout: float) -> guest_pb2.TelemetrySample:
         await self._enter("telemetry", timeout)

@@ -45,6 +45,7 @@ __all__ = ["LocalSupplies", "machine_name", "trust_domain"]
 _GUEST_FILES = "/run/void/files"
 _GUEST_VOLUMES = "/run/void/volumes"
 _LONGEST_NAME = 60
+_DIGEST = 12
 _BUILD_TIMEOUT = 60.0
 """Seconds for the guest image, which takes one or two."""
 _PREPARE_TIMEOUT = 105.0
@@ -53,13 +54,13 @@ _MIB = 1 << 20
 
 
 def machine_name(namespace: str, group: str) -> str:
-    """Return a VM's name: readable, unique on the host, short enough for a file or cgroup."""
-    name = f"{namespace}-{group}"
-    if len(name) <= _LONGEST_NAME and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        return name
-    digest = hashlib.sha256(f"{namespace}/{group}".encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")
-    return f"{readable[: _LONGEST_NAME - 17]}-{digest}"
+    """Return a VM's name: readable, unique on the host, short enough for a file or cgroup.
+
+    The readable part alone would not do: namespaces and ids may have the dash that joins them.
+    """
+    digest = hashlib.sha256(f"{namespace}/{group}".encode()).hexdigest()[:_DIGEST]
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{namespace}-{group}").lstrip(".")
+    return f"{readable[: _LONGEST_NAME - _DIGEST - 1]}-{digest}"
 
 
 def trust_domain(settings: Settings, namespace: str) -> str:

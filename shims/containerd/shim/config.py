@@ -50,7 +50,7 @@ class Settings:
     """Size limit of the writable layer. The disk is sparse: only what is written takes space."""
     guest_image: str = ""
     """Directory of a guest image that ``void-guest build`` made; empty: the newest one."""
-    boot_timeout: float = 120.0
+    boot_timeout: float = 90.0
     """Seconds from the start of QEMU to the guest's hello."""
     guest_timeout: float = 30.0
     """Seconds that one request to the guest may take; after two without an answer it is dead."""

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from shims.containerd.shim.announce import Announcer
+from shims.containerd.shim.killing import SIGKILL, kill_hard
 from shims.containerd.shim.network import refuse_late_network
 from shims.containerd.shim.process import Exit, Phase, Process
 from shims.core.errors import AlreadyExists, Conflict, NotFound, ShimError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Container"]
 
-SIGKILL = 9
 _KILLED = 128 + SIGKILL
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
@@ -65,9 +65,9 @@ class Container:
         self.needs_flush = needs_flush
         """Whether the guest may hold data that belongs on the host (shares, host disks)."""
         self.flushed = False
-        self._shared = shared
-        self._vm = shared.vm
-        self._log = shared.reporter.log
+        self.shared = shared
+        self.vm = shared.vm
+        self.log = shared.reporter.log
         self.announce = Announcer(shared.reporter, self.id)
         self._owned = AsyncExitStack()
 
@@ -122,17 +122,17 @@ class Container:
             except ShimError as error:
                 self._start_failed(process, error)
                 raise _start_error(error) from error
-            process.pid = self._vm.pid
+            process.pid = self.vm.pid
             process.mark_running()
             self.announce.started(process)
         return process.pid
 
     async def _start_in_guest(self, process: Process) -> None:
-        timeout = self._shared.settings.guest_timeout
+        timeout = self.shared.settings.guest_timeout
         if not process.exec_id:
-            refuse_late_network(self._vm.pid)
+            refuse_late_network(self.vm.pid)
         else:
-            await self._vm.ask(
+            await self.vm.ask(
                 f"add {process.name}",
                 lambda guest: guest.add_process(
                     self.id, process.exec_id, process.plan, timeout=timeout
@@ -141,21 +141,21 @@ class Container:
             process.known_to_guest = True
         if process.copies is not None:
             process.copies.begin()
-        process.guest_pid = await self._vm.ask(
+        process.guest_pid = await self.vm.ask(
             f"start {process.name}",
             lambda guest: guest.start_process(self.id, process.exec_id, timeout=timeout),
         )
 
     def _start_failed(self, process: Process, error: ShimError) -> None:
         process.start_failed = True
-        self._log(f"start of {process.name}: {error}")
+        self.log(f"start of {process.name}: {error}")
         if process.exec_id:
             # It stays as it is until Delete, which wakes its waiters. If the guest was silent, it
             # may have started or may still start it: what nobody knows of must not run on.
             if not isinstance(error, RpcError):
                 process.known_to_guest = True
-                process.killing = self._shared.track(
-                    self.kill_hard(process.exec_id, everything=False), f"kill {process.name}"
+                process.killing = self.shared.track(
+                    kill_hard(self, process.exec_id), f"kill {process.name}"
                 )
             return
         # The client will kill, wait and delete: the wait must end, with what a shell would say.
@@ -163,7 +163,7 @@ class Container:
             refused = error.code == Code.PERMISSION_DENIED
             self.note_exit("", _NOT_EXECUTABLE if refused else _NOT_FOUND)
         else:  # whether it runs is unknown; a dead VM has its own way of ending it
-            self._shared.spawn(self.kill_hard("", everything=True), f"kill {process.name}")
+            self.shared.spawn(kill_hard(self, "", everything=True), f"kill {process.name}")
 
     # ---- ends ----------------------------------------------------------------------------------
 
@@ -177,10 +177,12 @@ class Container:
             return
         process.died.set()
         ended = Exit(status & 0xFF, time.time_ns())
-        self._shared.spawn(self._finish(process, ended), f"exit of {process.name}")
+        self.shared.spawn(self._finish(process, ended), f"exit of {process.name}")
 
     def note_death(self, death: VmDeath) -> None:
         """Take in that the VM is gone, and everything in it."""
+        if death.out_of_memory:
+            self.note_oom()
         for process in [*self.execs.values(), self.init]:
             if process.known_to_guest:
                 self.note_exit(process.exec_id, death.status)
@@ -199,17 +201,17 @@ class Container:
         try:
             await self._settle(process)
         except Exception as error:  # whatever it is, a process that is dead must be seen to be
-            self._log(f"exit of {process.name}: {type(error).__name__}: {error}")
+            self.log(f"exit of {process.name}: {type(error).__name__}: {error}")
         self._tell_exit(process, ended)
         if process is self.init:
-            self._shared.on_stopped(self)
+            self.shared.on_stopped(self)
 
     async def _settle(self, process: Process) -> None:
         """Do what must come before the exit is told, as far as its time allows."""
         if process is self.init:
             await self._finish_execs()
         if process.copies is not None:
-            await process.copies.drain(self._shared.settings.drain_timeout)
+            await process.copies.drain(self.shared.settings.drain_timeout)
         if process is self.init:
             await self.sample_stats(timeout=1.0)
             if process.copies is None or not process.copies.stalled:
@@ -218,11 +220,11 @@ class Container:
     def _tell_exit(self, process: Process, ended: Exit) -> None:
         if process.phase is Phase.STOPPED:
             return
-        process.pid = process.pid or self._vm.pid
+        process.pid = process.pid or self.vm.pid
         try:
             self.announce.exited(process, ended)
         except OSError as error:  # a report that fails must not make the container immortal
-            self._log(f"exit of {process.name} is not reported: {error}")
+            self.log(f"exit of {process.name} is not reported: {error}")
         finally:
             process.mark_stopped(ended)
 
@@ -233,7 +235,7 @@ class Container:
         taken yet lies in the guest's pipes. Ends at the latest with Delete, which closes the loops.
         """
         copies = [process.copies for process in self.all_processes() if process.copies]
-        await asyncio.gather(*(each.taken(self._shared.settings.drain_timeout) for each in copies))
+        await asyncio.gather(*(each.taken(self.shared.settings.drain_timeout) for each in copies))
         await self._flush()
 
     async def _finish_execs(self) -> None:
@@ -246,7 +248,7 @@ class Container:
         if not running:
             return
         waits = [asyncio.create_task(_end_of(process)) for process in running]
-        bound = _EXEC_ENDS + self._shared.settings.drain_timeout
+        bound = _EXEC_ENDS + self.shared.settings.drain_timeout
         await asyncio.wait(waits, timeout=bound)
         for task, process in zip(waits, running, strict=True):
             if not task.done():
@@ -256,24 +258,33 @@ class Container:
                     self._tell_exit(process, Exit(_KILLED, time.time_ns()))
         await asyncio.gather(*waits, return_exceptions=True)
 
-    async def sample_stats(self, *, timeout: float) -> metrics_pb2.Metrics | None:
-        """Return fresh statistics, or the last ones when the guest does not give any."""
-        from shims.containerd.shim.stats import metrics_of
+    async def sample_stats(self, *, timeout: float) -> metrics_pb2.Metrics:
+        """Return fresh statistics, or the last ones when the guest does not give any.
 
-        if self._vm.alive and not self.flushed:
+        Of a container whose VM went before anybody had looked, only its end is known: zeros.
+        """
+        from shims.containerd.shim.stats import UNKNOWN, metrics_of, with_oom_kill
+
+        if self.vm.alive and not self.flushed:
             try:
-                reply = await self._vm.ask(
+                reply = await self.vm.ask(
                     "read statistics", lambda guest: guest.stats(self.id, timeout=timeout)
                 )
                 self.last_stats = metrics_of(reply)
             except ShimError as error:
-                self._log(f"statistics of {self.id}: {error}")
-        return self.last_stats
+                self.log(f"statistics of {self.id}: {error}")
+        found = self.last_stats or UNKNOWN
+        if (death := self.vm.death) is not None and death.out_of_memory:
+            found = with_oom_kill(found)
+        return found
 
     async def _flush(self) -> None:
-        """Bring data of shared volumes to the host before anybody is told of the end."""
-        if self.needs_flush and self._vm.alive:
-            await self._forget_in_guest(self.init)
+        """Bring data of shared volumes to the host before anybody is told of the end.
+
+        A guest that takes longer than an exit may wait goes on with it while the VM is stopped.
+        """
+        if self.needs_flush and self.vm.alive:
+            await self._forget_in_guest(self.init, self.shared.settings.drain_timeout)
 
     # ---- delete --------------------------------------------------------------------------------
 
@@ -286,21 +297,45 @@ class Container:
         process.require(Phase.CREATED, Phase.STOPPED, verb="delete")
         if process.deletion is None:
             work = self._delete_exec(process) if exec_id else self._delete_container()
-            process.deletion = self._shared.track(work, f"delete {process.name}")
+            process.deletion = self.shared.track(work, f"delete {process.name}")
         return await asyncio.shield(process.deletion)
 
     async def _delete_exec(self, process: Process) -> Exit:
+        if process.starting.locked():
+            await self._end_start(process)
         await self._close_process(process)
         self.execs.pop(process.exec_id, None)
         assert process.exit is not None
         return process.exit
 
+    async def _end_start(self, process: Process) -> None:
+        """Let a start that is under way come to its end, and end what it started.
+
+        Whoever asked for it has given up and deletes: nothing may run on that nobody knows of.
+        """
+        async with process.starting:
+            pass
+        if process.phase is Phase.RUNNING:
+            await kill_hard(self, process.exec_id)
+            await self._until_told(process)
+
+    async def _until_told(self, process: Process) -> None:
+        """Wait for the exit of a process that is dead, or about to be, to be told."""
+        bound = self.shared.settings.drain_timeout + _EXEC_ENDS
+        try:
+            await asyncio.wait_for(process.wait(), bound)
+        except TimeoutError:
+            self._tell_exit(process, Exit(_KILLED, time.time_ns()))
+
     async def _delete_container(self) -> Exit:
         init = self.init
-        if init.phase is Phase.CREATED and not init.died.is_set():
-            await self.kill_hard("", everything=True)
-        for process in list(self.execs.values()):
-            await self._close_process(process)
+        if init.phase is Phase.CREATED:
+            if init.died.is_set():  # it could not be started, and why is on its way
+                await self._until_told(init)
+            else:
+                await kill_hard(self, "", everything=True)
+        # Together: each may wait for a reader that has stalled.
+        await asyncio.gather(*(self._close_process(each) for each in self.execs.values()))
         await self._close_process(init)
         self.execs.clear()
         try:
@@ -308,7 +343,7 @@ class Container:
         except (ShimError, OSError) as error:
             # Everything else on the stack was undone all the same. The container is gone: an error
             # would make containerd try again, and there is nothing left to try.
-            self._log(f"delete of {self.id} left something behind: {error}")
+            self.log(f"delete of {self.id} left something behind: {error}")
         assert init.exit is not None
         self.announce.deleted(init, init.exit)
         return init.exit
@@ -321,77 +356,22 @@ class Container:
             await process.copies.close()
         if process.killing is not None:
             await asyncio.wait([process.killing])
-        await self._forget_in_guest(process)
+        await self._forget_in_guest(process, self.shared.settings.guest_timeout)
         process.mark_stopped(Exit(_KILLED, time.time_ns()))
 
-    async def _forget_in_guest(self, process: Process) -> None:
-        if not process.known_to_guest or not self._vm.alive:
+    async def _forget_in_guest(self, process: Process, timeout: float) -> None:
+        if not process.known_to_guest or not self.vm.alive:
             return
         process.known_to_guest = False
         if process is self.init:
             self.flushed = True
-        timeout = self._shared.settings.guest_timeout
         try:
-            await self._vm.ask(
+            await self.vm.ask(
                 f"delete {process.name}",
                 lambda guest: guest.delete_process(self.id, process.exec_id, timeout=timeout),
             )
         except ShimError as error:
-            self._log(f"delete {process.name} in the guest: {error}")
-
-    # ---- signals -------------------------------------------------------------------------------
-
-    async def kill(self, exec_id: str, signal: int, *, everything: bool) -> None:
-        """Send a signal. SIGKILL is carried out in the background, for certain."""
-        process = self.process(exec_id)
-        if not process.may_signal:
-            raise NotFound(f"{process.name} has ended")
-        if not process.known_to_guest:
-            raise Conflict(f"cannot signal {process.name}: it was not started")
-        if signal == SIGKILL:
-            self._shared.spawn(
-                self.kill_hard(exec_id, everything=everything), f"kill {process.name}"
-            )
-            return
-        timeout = self._shared.settings.guest_timeout
-        await self._vm.ask(
-            f"signal {process.name}",
-            lambda guest: guest.signal_process(
-                self.id, exec_id, signal=signal, everyone=everything, timeout=timeout
-            ),
-        )
-
-    async def kill_hard(self, exec_id: str, *, everything: bool) -> None:
-        """Have a process killed, by its guest or, when that does not happen, with its VM."""
-        process = self.process(exec_id)
-        bound = self._shared.settings.kill_timeout
-        wedged = False
-        try:
-            await self._vm.ask(
-                f"kill {process.name}",
-                lambda guest: guest.signal_process(
-                    self.id, exec_id, signal=SIGKILL, everyone=everything, timeout=bound
-                ),
-            )
-        except ShimError as error:
-            gone = isinstance(error, RpcError) and error.code == Code.NOT_FOUND
-            if exec_id:
-                # Only the exec is lost; whether the guest answers at all, the VM finds out itself.
-                self._log(f"kill {process.name}: {error}")
-                return
-            wedged = not gone
-        if not wedged:
-            try:
-                await asyncio.wait_for(process.died.wait(), bound)
-            except TimeoutError:
-                # An exec may hang in the kernel while the guest is well; then only it is lost.
-                wedged = not exec_id
-        if wedged and not process.died.is_set():
-            self._vm.condemn(f"{process.name} could not be killed within {bound:g} s")
-            try:
-                await asyncio.wait_for(process.died.wait(), bound)
-            except TimeoutError:
-                self._log(f"{process.name}: its VM does not go away")
+            self.log(f"delete {process.name} in the guest: {error}")
 
 
 async def _end_of(process: Process) -> None:

@@ -7,7 +7,8 @@ container inherits.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from shims.containerd.shim import anys
@@ -24,15 +25,24 @@ from shims.containerd.shim.process import Phase, Process, StdioUris
 from shims.containerd.shim.stdio import open_endpoints
 from shims.containerd.shim.supplies import Wanted
 from shims.containerd.shim.volumes import classify_mounts
-from shims.core.errors import AlreadyExists, Conflict, InputError, NotFound, NotSupported
+from shims.core.errors import (
+    AlreadyExists,
+    Conflict,
+    DeadlineExceeded,
+    InputError,
+    NotFound,
+    NotSupported,
+    ShimError,
+)
 from shims.ttrpc.codes import Code
 from shims.ttrpc.errors import RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from protos.gen.containerd.task.v3 import task_pb2 as task
     from protos.gen.voidbox.guest.v1 import guest_pb2
+    from shims.containerd.shim.config import Settings
     from shims.containerd.shim.group import Group
     from shims.containerd.shim.supplies import Supply
     from shims.microvm.config import MachineConfig
@@ -40,8 +50,10 @@ if TYPE_CHECKING:
 __all__ = ["create_container", "create_exec", "update_container"]
 
 _MIB = 1 << 20
-_CREATE_TIMEOUT = 60.0
+_GUEST_TIMEOUT = 60.0
 """The guest's share of Create: it waits for disks and assembles the root file system."""
+_CREATE_TIMEOUT = 110.0
+"""Seconds for all of Create; kubelet gives up after two minutes. A longer boot may be asked for."""
 
 
 async def create_container(group: Group, request: task.CreateTaskRequest) -> Container:
@@ -52,8 +64,11 @@ async def create_container(group: Group, request: task.CreateTaskRequest) -> Con
         raise InputError("id", request.id, "a name without a slash")
     group.reserve(request.id)
     try:
-        async with AsyncExitStack() as owned:
-            return await _create(group, request, owned)
+        spec = read_spec(request.bundle)
+        refuse_host_network(spec)
+        settings = read_settings(spec, request.options if request.HasField("options") else None)
+        async with _bounded(settings), AsyncExitStack() as owned:
+            return await _create(group, request, spec, settings, owned)
     except NotFound as error:
         # containerd takes "not found" for the task's own absence, whatever is not there.
         raise Conflict(error.message, hint=error.hint) from error
@@ -65,12 +80,28 @@ async def create_container(group: Group, request: task.CreateTaskRequest) -> Con
         group.release(request.id)
 
 
+def _bound(settings: Settings) -> float:
+    return max(_CREATE_TIMEOUT, settings.boot_timeout)
+
+
+@asynccontextmanager
+async def _bounded(settings: Settings) -> AsyncIterator[None]:
+    """Give all steps of Create together a deadline."""
+    bound = _bound(settings)
+    try:
+        async with asyncio.timeout(bound):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the container was not created within {bound:g} s") from error
+
+
 async def _create(
-    group: Group, request: task.CreateTaskRequest, owned: AsyncExitStack
+    group: Group,
+    request: task.CreateTaskRequest,
+    spec: Mapping[str, Any],
+    settings: Settings,
+    owned: AsyncExitStack,
 ) -> Container:
-    spec = read_spec(request.bundle)
-    refuse_host_network(spec)
-    settings = read_settings(spec, request.options if request.HasField("options") else None)
     volumes = classify_mounts(spec, request.bundle)
     wanted = Wanted(request.id, request.bundle, spec, request.rootfs, volumes, settings)
     supply = await group.supplies.prepare(wanted, owned)
@@ -91,10 +122,7 @@ async def _create(
         group.shared, init, bundle=request.bundle, spec=spec, needs_flush=supply.needs_flush
     )
     async with init.starting:  # no exit is told before the create event
-        init.guest_pid = await group.vm.ask(
-            f"create container {request.id}",
-            lambda guest: guest.create_container(plan, timeout=_CREATE_TIMEOUT),
-        )
+        init.guest_pid = await _create_in_guest(group, plan, request.id)
         init.known_to_guest = True
         init.pid = group.vm.pid
         container.adopt(owned)
@@ -102,6 +130,30 @@ async def _create(
         container.announce.created(request.bundle, request.rootfs, init, init.pid)
     _tell_left_out(group, request.id, spec)
     return container
+
+
+async def _create_in_guest(group: Group, plan: guest_pb2.LaunchPlan, container_id: str) -> int:
+    """Return the guest's pid of the new container."""
+    try:
+        return await group.vm.ask(
+            f"create container {container_id}",
+            lambda guest: guest.create_container(plan, timeout=_GUEST_TIMEOUT),
+        )
+    except (DeadlineExceeded, asyncio.CancelledError):
+        # It may be there, or come yet; nobody else would ever take it away.
+        group.shared.spawn(_forget_in_guest(group, container_id), f"forget {container_id}")
+        raise
+
+
+async def _forget_in_guest(group: Group, container_id: str) -> None:
+    timeout = group.settings.guest_timeout
+    try:
+        await group.vm.ask(
+            f"delete container {container_id}",
+            lambda guest: guest.delete_process(container_id, "", timeout=timeout),
+        )
+    except ShimError as error:
+        group.reporter.log(f"delete container {container_id} in the guest: {error}")
 
 
 def _rename_disks(plan: guest_pb2.LaunchPlan, serials: Mapping[str, str]) -> None:
@@ -130,13 +182,13 @@ def _compile(
     from shims.guest.plan import compile_plan
 
     joins = _joins(group, spec)
-    current = group.vm.config if group.containers else None
+    current = (group.vm.config if group.containers else None) or config
     return compile_plan(
-        _with_memory_limit(spec, config.memory_mib),
+        _with_memory_limit(spec, current.memory_mib),
         container_id=container_id,
         rootfs=supply.rootfs,
         sources=supply.sources,
-        network=network_of(spec, (current or config).netns, joins),
+        network=network_of(spec, current.netns, joins),
         joins=joins,
     )
 
@@ -156,18 +208,24 @@ def _joins(group: Group, spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_memory_limit(spec: Mapping[str, Any], memory_mib: int) -> Mapping[str, Any]:
-    """Return ``spec`` with the VM's size as the container's limit, where it has none.
+    """Return ``spec`` with a memory limit that the VM can hold.
 
     Then the kernel's verdict on a container that wants more falls inside the container, with an
-    event and exit code 137, and not on whatever else runs in the VM.
+    event and exit code 137, and not on whatever else runs in the VM, or on the VM.
     """
     linux = spec.get("linux") or {}
     resources = linux.get("resources") or {}
-    memory = resources.get("memory") or {}
-    if (memory.get("limit") or 0) > 0:
-        return spec
-    memory = {**memory, "limit": memory_mib * _MIB}
+    memory = _cap_memory(resources.get("memory") or {}, memory_mib)
     return {**spec, "linux": {**linux, "resources": {**resources, "memory": memory}}}
+
+
+def _cap_memory(memory: Mapping[str, Any], memory_mib: int) -> dict[str, Any]:
+    """Return the memory part of resources: no limit, or one above the VM's size, is its size."""
+    most = memory_mib * _MIB
+    limit = memory.get("limit", 0)
+    if limit in (None, 0, -1) or (isinstance(limit, int) and limit > most):
+        return {**memory, "limit": most}
+    return dict(memory)  # what is no number is refused by the compiler, with its name
 
 
 async def _open_streams(group: Group, process: Process, owned: AsyncExitStack) -> None:
@@ -219,12 +277,15 @@ async def update_container(
     container.init.require(Phase.CREATED, Phase.RUNNING, verb="update")
     resources = anys.json_of(request.resources, "resources", "LinuxResources")
     config = group.vm.config
-    limit = (resources.get("memory") or {}).get("limit")
-    if isinstance(limit, int) and config is not None and limit > config.memory_mib * _MIB:
-        raise InputError(
-            "memory.limit", limit, f"at most the VM's {config.memory_mib} MiB",
-            hint="start the container with dev.void-box.vm.memory as large as it may become",
-        )  # fmt: skip
+    memory = resources.get("memory") or {}
+    limit = memory.get("limit")
+    if isinstance(limit, int) and config is not None:
+        if limit > config.memory_mib * _MIB:
+            raise InputError(
+                "memory.limit", limit, f"at most the VM's {config.memory_mib} MiB",
+                hint="start the container with dev.void-box.vm.memory as large as it may become",
+            )  # fmt: skip
+        resources = {**resources, "memory": _cap_memory(memory, config.memory_mib)}
     writes = compile_update(resources)
     timeout = group.settings.guest_timeout
     await group.vm.ask(

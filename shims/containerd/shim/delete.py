@@ -40,7 +40,7 @@ def delete(call: Invocation) -> tuple[bytes, list[str]]:
     state = State(call.namespace, group, call.environ)
     problems: list[str] = []
     ended: Exit | None = None
-    if state.exists:
+    if state.exists and not state.is_anothers(call.id, call.bundle):
         ended = ExitJournal(state.directory).find(call.id)
         try:
             if (seen := _end_daemon(call, state, deadline)) is not None:

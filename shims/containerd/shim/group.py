@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from shims.containerd.shim.process import Phase
 from shims.containerd.shim.shared import Shared
 from shims.containerd.shim.vm import Vm, VmDeath
 from shims.core.errors import AlreadyExists, Conflict, NotFound, Unreachable
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from shims.microvm.config import MachineConfig
 
 __all__ = ["Group"]
+
+_SAMPLE_TIMEOUT = 5.0
 
 
 class Group:
@@ -48,6 +51,7 @@ class Group:
         self.vm = vm
         vm.guest_timeout = settings.guest_timeout
         vm.on_event, vm.on_death, vm.report = self._on_event, self._on_death, reporter.log
+        vm.on_beat = self._on_beat
         self.shared = Shared(self.vm, reporter, settings, self._on_stopped)
         self.containers: dict[str, Container] = {}
         self.creating: set[str] = set()
@@ -161,6 +165,12 @@ class Group:
     def _on_death(self, death: VmDeath) -> None:
         for container in list(self.containers.values()):
             container.note_death(death)
+
+    async def _on_beat(self) -> None:
+        """Look at the statistics now and then, so that there are some if the VM is killed."""
+        for container in list(self.containers.values()):
+            if container.init.phase is Phase.RUNNING:
+                await container.sample_stats(timeout=_SAMPLE_TIMEOUT)
 
     def _on_stopped(self, container: Container) -> None:
         """The container's first process has ended. A VM without purpose gives its memory back."""

@@ -18,6 +18,7 @@ from protos.gen.containerd.runc.v1 import options_pb2 as runc_options
 from protos.gen.containerd.task.v3 import task_pb2 as task
 from protos.gen.containerd.v1.types import task_pb2 as types
 from shims.containerd.shim import anys
+from shims.containerd.shim.killing import kill
 from shims.containerd.shim.process import Phase, Process
 from shims.core.errors import Conflict, InputError, NotSupported, ShimError
 from shims.ttrpc.server import Method
@@ -176,7 +177,7 @@ class TaskService:
         if not 1 <= request.signal <= _HIGHEST_SIGNAL:
             raise InputError("signal", request.signal, f"1 to {_HIGHEST_SIGNAL}")
         container = self._group.find(request.id)
-        await container.kill(request.exec_id, request.signal, everything=request.all)
+        await kill(container, request.exec_id, request.signal, everything=request.all)
         return _EMPTY
 
     async def pause(self, request: task.PauseRequest, context: Context) -> empty_pb2.Empty:
@@ -249,8 +250,6 @@ class TaskService:
         """The container's cgroup statistics; the last ones that were seen, once it has stopped."""
         container = self._group.find(request.id)
         metrics = await container.sample_stats(timeout=_STATS_TIMEOUT)
-        if metrics is None:
-            raise Conflict(f"no statistics of container {request.id} yet")
         return task.StatsResponse(stats=anys.pack(metrics))
 
     async def _finish(self, work: Coroutine[Any, Any, Any], name: str) -> Any:

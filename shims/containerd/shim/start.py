@@ -50,6 +50,7 @@ def start(call: Invocation) -> bytes:
     path = socket_path(directory, (containerd, call.namespace, group))
     with State(call.namespace, group, call.environ).lock(time.monotonic() + _LOCK_SECONDS) as state:
         if not is_listening(path):
+            _refuse_anothers(state, path)
             _replace_dead(state, call.id)
             _spawn(call, boot, state, path)
         if group != call.id:
@@ -87,6 +88,20 @@ def find_group(bundle: str, container: str) -> str:
                 raise ValueError(f"annotations.{key}: got {group!r}; allowed: an identifier")
             return str(group)
     return container
+
+
+def _refuse_anothers(state: State, path: str) -> None:
+    """Refuse a name that lives under another containerd of this host, as runc refuses it.
+
+    The socket's path has containerd's address in it, our state has not: namespace and id name the
+    container for the whole host.
+    """
+    other = state.socket()
+    if other and other != path and state.daemon() is not None and is_listening(other):
+        raise ValueError(
+            f"container {state.group} of namespace {state.namespace} runs already, under another "
+            f"containerd (its shim listens at {other}); choose another name"
+        )
 
 
 def _replace_dead(state: State, container: str) -> None:

@@ -175,6 +175,18 @@ class State:
             bundles[first[0]] = first[1]
         return {name: bundle for name, bundle in bundles.items() if os.path.isdir(bundle)}
 
+    def is_anothers(self, container: str, bundle: str) -> bool:
+        """Return whether ``container`` is on record with another bundle that still exists.
+
+        Then another containerd of this host has it under the same name.
+        """
+        first = self.first()
+        known = first[1] if first and first[0] == container else self.read(f"members/{container}")
+        try:
+            return bool(known) and known != bundle and not os.path.samefile(known, bundle)
+        except OSError:
+            return False  # one of the two is gone
+
     def remove(self) -> None:
         """Remove the directory, and the namespace's when it was the last. May be repeated."""
         from shims.containerd.shim.removal import remove_tree

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
     from protos.gen.voidbox.guest.v1 import guest_pb2
 
-__all__ = ["UNLIMITED", "metrics_of"]
+__all__ = ["UNKNOWN", "UNLIMITED", "metrics_of", "with_oom_kill"]
 
 UNLIMITED = (1 << 64) - 1
 """How the Go implementation writes ``max``."""
+UNKNOWN = metrics_pb2.Metrics(
+    pids={}, cpu={}, memory={}, io={}, memory_events={}
+)  # every part is there: consumers look into them unasked
+"""What is said of a container of which nothing was seen."""
 _LARGEST = UNLIMITED
 _MOST_DEVICES = 256
 
@@ -66,6 +70,17 @@ def metrics_of(reply: guest_pb2.StatsReply) -> metrics_pb2.Metrics:
         for counter in _NETWORK:
             setattr(entry, counter, getattr(interface, counter))
     return metrics
+
+
+def with_oom_kill(metrics: metrics_pb2.Metrics) -> metrics_pb2.Metrics:
+    """Return a copy that says that the kernel killed for want of memory: the VM itself went so.
+
+    kubelet's reason OOMKilled is read from here when the event was missed.
+    """
+    found = metrics_pb2.Metrics()
+    found.CopyFrom(metrics)
+    found.memory_events.oom_kill = max(found.memory_events.oom_kill, 1)
+    return found
 
 
 def _fill_memory(target: metrics_pb2.MemoryStat, files: dict[str, str]) -> None:

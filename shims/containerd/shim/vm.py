@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 _KILLED = 137
 _UNKNOWN = 255
-_KILLED_REASONS = frozenset({"killed", "oom", "guest_oom", "stopped"})
+_MEMORY_REASONS = frozenset({"oom", "guest_oom"})
+_KILLED_REASONS = frozenset({"killed", "stopped"}) | _MEMORY_REASONS
 _EXIT_GRACE = 2.0
 """How long after the link broke QEMU's own end, which knows the reason, is waited for."""
 _MISSES = 2
@@ -50,6 +51,8 @@ class VmDeath(NamedTuple):
 
     status: int
     reason: str
+    out_of_memory: bool = False
+    """Whether it went for want of memory, its own or its cgroup's on the host."""
 
 
 StartMachine = Callable[["MachineConfig"], "AbstractAsyncContextManager[Machine]"]
@@ -66,6 +69,8 @@ class Vm:
         """Takes the guest's events in order. There are none before the first container."""
         self.on_death: Callable[[VmDeath], None] = _ignore
         """Takes the end of a VM that we did not stop ourselves."""
+        self.on_beat: Callable[[], Awaitable[None]] = _do_nothing
+        """Called when the guest has answered a heartbeat."""
         self.guest_timeout = _GUEST_TIMEOUT
         """Seconds without an answer after which the guest is asked whether it is there at all."""
         self._heartbeat = _HEARTBEAT
@@ -219,6 +224,8 @@ class Vm:
         while True:
             await asyncio.sleep(self._heartbeat)
             await self._check_pulse("a heartbeat")
+            if self.alive:
+                await self.on_beat()
 
     # ---- asking --------------------------------------------------------------------------------
 
@@ -318,6 +325,10 @@ def _ignore(_: object) -> None:
     """Stand in for a listener that is not there yet."""
 
 
+async def _do_nothing() -> None:
+    """Stand in for a listener that is not there yet."""
+
+
 def is_timeout(error: ShimError) -> bool:
     """Whether ``error`` says that nobody answered in time, wherever it was noticed."""
     if isinstance(error, RpcError):
@@ -329,5 +340,6 @@ def _death_of(machine: Machine) -> VmDeath:
     if not machine.exited.done():
         return VmDeath(_UNKNOWN, "the connection to the guest broke")
     ended = machine.exited.result()
-    status = _KILLED if str(ended.reason) in _KILLED_REASONS else _UNKNOWN
-    return VmDeath(status, str(ended))
+    reason = str(ended.reason)
+    status = _KILLED if reason in _KILLED_REASONS else _UNKNOWN
+    return VmDeath(status, str(ended), reason in _MEMORY_REASONS)

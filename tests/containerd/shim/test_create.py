@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import pytest
 from google.protobuf import any_pb2
 
 from protos.gen.runtimeoptions.v1 import options_pb2
+from shims.containerd.shim import create
 from shims.containerd.shim.attach import machine_name
+from shims.microvm.cgroup import builder_name
 from shims.ttrpc.codes import Code
 from shims.ttrpc.errors import RpcError
 from tests.containerd.shim.harness import NAMESPACES
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def _resources(limit: int) -> any_pb2.Any:
+def _resources(limit: object) -> any_pb2.Any:
     return any_pb2.Any(
         type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources",
         value=json.dumps({"memory": {"limit": limit}}).encode(),
@@ -76,6 +79,57 @@ async def test_without_a_limit_the_vms_size_is_the_limit(fake: FakeShim) -> None
     await fake.shim.create("c", "true")
     writes = {write.file: write.value for write in fake.guest.plans["c"].cgroup.writes}
     assert writes["memory.max"] == str(512 * MIB)
+
+
+async def test_a_limit_above_the_vms_size_is_the_vms_size(fake: FakeShim) -> None:
+    annotations = {"dev.void-box.vm.memory": "200Mi"}
+    linux = {
+        "namespaces": [{"type": kind} for kind in NAMESPACES],
+        "resources": {"memory": {"limit": 1 << 30}},
+    }
+    await fake.shim.create("c", "true", annotations=annotations, linux=linux)
+    writes = {write.file: write.value for write in fake.guest.plans["c"].cgroup.writes}
+    assert writes["memory.max"] == str(200 * MIB)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+async def test_an_update_to_no_limit_is_the_vms_size(fake: FakeShim, limit: int) -> None:
+    await fake.shim.run("c", "sleep", "60")
+    await fake.call("Update", id="c", resources=_resources(limit))
+    assert fake.guest.updates[-1]["memory.max"] == str(512 * MIB)
+
+
+@pytest.mark.parametrize("limit", [-2, "1Gi"])
+async def test_a_limit_that_is_none_is_refused(fake: FakeShim, limit: object) -> None:
+    await fake.shim.run("c", "sleep", "60")
+    with pytest.raises(RpcError, match=r"memory\.limit") as caught:
+        await fake.call("Update", id="c", resources=_resources(limit))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert not fake.guest.updates
+
+
+async def test_all_steps_of_create_share_a_deadline(
+    fake: FakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(create, "_bound", lambda _: 0.3)
+    fake.engine.gate = asyncio.Event()  # a boot that takes for ever
+    with pytest.raises(RpcError, match="was not created within") as caught:
+        await fake.shim.create("c", "true")
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert fake.supplies.made == fake.supplies.undone
+    assert not fake.group.creating
+
+
+async def test_a_container_that_came_too_late_is_forgotten_in_the_guest(
+    fake: FakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(create, "_GUEST_TIMEOUT", 0.2)
+    await fake.shim.create("other", "sleep", "60")
+    fake.guest.gates["create_container"] = asyncio.Event()
+    with pytest.raises(RpcError) as caught:
+        await fake.shim.create("c", "true")
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    await asyncio.wait_for(fake.guest.called("delete_process"), 5)
 
 
 async def test_update_up_to_the_vms_size(fake: FakeShim) -> None:
@@ -139,7 +193,9 @@ async def test_what_a_vm_cannot_do_is_refused_before_it_is_asked(fake: FakeShim)
 
 
 def test_machine_names() -> None:
-    assert machine_name("k8s.io", "abc") == "k8s.io-abc"
+    assert machine_name("k8s.io", "abc").startswith("k8s.io-abc-")
     long = machine_name("k8s.io", "a" * 76)
     assert len(long) == 60
     assert long != machine_name("k8s.io", "a" * 75 + "b")
+    assert machine_name("dev-eu", "web") != machine_name("dev", "eu-web")
+    assert builder_name(machine_name("default", "web")) != machine_name("default", "web-template")

@@ -203,3 +203,51 @@ async def test_kill_one_exec_leaves_the_others(fake: FakeShim) -> None:
     with pytest.raises(RpcError) as caught:
         await shim.call("Kill", id="c", exec_id="one", signal=9)
     assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_a_delete_while_the_start_is_under_way_ends_what_was_started(fake: FakeShim) -> None:
+    shim = fake.shim
+    await shim.run("c", "sleep", "60")
+    await shim.exec("c", "e", "sleep", "60")
+    gate = fake.guest.gates["start_process"] = asyncio.Event()
+    fake.guest.calls.clear()
+    starting = asyncio.create_task(shim.call("Start", id="c", exec_id="e"))
+    await fake.guest.called("start_process")
+    deleting = asyncio.create_task(shim.call("Delete", id="c", exec_id="e"))
+    done, _ = await asyncio.wait([deleting], timeout=0.1)
+    assert not done, "nobody knows yet whether it was started"
+    gate.set()
+    await starting
+    assert (await deleting).exit_status == 137
+    assert [info.exec_id for info in await fake.guest.list_processes("c", timeout=1)] == [""]
+    del fake.guest.gates["start_process"]
+    await shim.exec("c", "e", "true")
+    await shim.call("Start", id="c", exec_id="e")
+    assert (await shim.call("Wait", id="c", exec_id="e")).exit_status == 0
+
+
+async def test_kill_of_all_with_an_exec_is_the_exec_alone(fake: FakeShim) -> None:
+    shim = fake.shim
+    await shim.run("c", "sleep", "60")
+    for name in ("e", "f"):
+        await shim.exec("c", name, "sleep", "60")
+        await shim.call("Start", id="c", exec_id=name)
+    await shim.call("Kill", id="c", exec_id="e", signal=9, all=True)
+    assert (await shim.call("Wait", id="c", exec_id="e")).exit_status == 137
+    assert (await shim.call("State", id="c")).status == types.RUNNING
+    assert (await shim.call("State", id="c", exec_id="f")).status == types.RUNNING
+
+
+async def test_readers_that_stall_are_waited_for_together(fake: FakeShim) -> None:
+    shim = fake.shim
+    await shim.run("c", "sleep", "60")
+    for number in range(6):
+        pipes = shim.pipes(read=False)
+        name = f"e{number}"
+        await shim.exec("c", name, "sh", "-c", "yes | head -c 4000000; exit 0", pipes=pipes)
+        await shim.call("Start", id="c", exec_id=name)
+    await shim.call("Kill", id="c", signal=9)
+    await shim.call("Wait", id="c")
+    begin = asyncio.get_running_loop().time()
+    await shim.call("Delete", id="c", timeout=20)
+    assert asyncio.get_running_loop().time() - begin < 6

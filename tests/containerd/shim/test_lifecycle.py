@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import any_pb2
 
 from protos.gen.containerd.v1.types import task_pb2 as types
+from protos.gen.io.containerd.cgroups.v2 import metrics_pb2
 from shims.ttrpc.codes import Code
 from shims.ttrpc.errors import RpcError
 from tests.containerd.shim.harness import FakeSupply
@@ -225,6 +226,50 @@ async def test_a_vm_that_does_not_start_fails_create_with_its_reason(fake: FakeS
     assert caught.value.code is Code.UNAVAILABLE
     fake.engine.refuse = ""
     await fake.shim.create("c", "true")
+
+
+@pytest.mark.parametrize("reason", ["oom", "guest_oom"])
+async def test_a_vm_that_ran_out_of_memory(fake: FakeShim, reason: str) -> None:
+    await fake.shim.run("c", "sleep", "60")
+    waiting = asyncio.create_task(fake.call("Wait", id="c"))
+    fake.engine.last.die(reason, "too much")
+    assert (await waiting).exit_status == 137
+    assert fake.recorder.topics() == ["create", "start", "oom", "exit"]
+    stats = metrics_pb2.Metrics.FromString((await fake.call("Stats", id="c")).stats.value)
+    assert stats.memory_events.oom_kill == 1
+
+
+async def test_statistics_of_a_vm_that_was_killed_before_anybody_looked(fake: FakeShim) -> None:
+    await fake.shim.run("c", "sleep", "60")
+    fake.engine.last.die()
+    await fake.call("Wait", id="c")
+    stats = metrics_pb2.Metrics.FromString((await fake.call("Stats", id="c")).stats.value)
+    assert stats.HasField("memory")
+    assert stats.memory.usage == 0
+
+
+async def test_statistics_are_looked_at_with_every_heartbeat(fake: FakeShim) -> None:
+    await fake.shim.run("c", "sleep", "60")
+    await fake.group.vm.on_beat()
+    fake.engine.last.die()
+    await fake.call("Wait", id="c")
+    stats = metrics_pb2.Metrics.FromString((await fake.call("Stats", id="c")).stats.value)
+    assert stats.pids.current == 3
+
+
+async def test_a_start_that_failed_has_its_reason_also_when_delete_comes_at_once(
+    fake: FakeShim,
+) -> None:
+    await fake.shim.create("c", "/no/such/program")
+    gate = fake.guest.gates["stats"] = asyncio.Event()
+    with pytest.raises(RpcError, match="/no/such/program"):
+        await fake.call("Start", id="c")
+    deleting = asyncio.create_task(fake.call("Delete", id="c"))
+    done, _ = await asyncio.wait([deleting], timeout=0.05)
+    assert not done
+    gate.set()
+    assert (await deleting).exit_status == 127
+    assert fake.recorder.topics() == ["create", "exit", "delete"]
 
 
 async def test_out_of_memory_is_told_before_the_exit(fake: FakeShim) -> None:

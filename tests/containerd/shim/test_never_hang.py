@@ -56,7 +56,7 @@ async def test_a_silent_guest_fails_the_call_and_then_the_container(
 async def test_a_guest_that_is_silent_at_create(
     fake: FakeShim, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shims.containerd.shim.create._CREATE_TIMEOUT", 0.2)
+    monkeypatch.setattr("shims.containerd.shim.create._GUEST_TIMEOUT", 0.2)
     await asyncio.sleep(0)
     fake.group.vm.begin(fake.supplies.machine_config("c", "tests", None, _Size(), {}, shares=False))
     await fake.group.vm.ready()

@@ -62,6 +62,7 @@ class Node:
         self.launcher = launcher
         self.directory = directory
         self.run = directory / "run"
+        self.containerd = CONTAINERD
         self.environ = {
             "PATH": os.environ["PATH"],
             "VOID_SHIMS_RUN": str(self.run),
@@ -83,7 +84,7 @@ class Node:
         """Call the shim; the caller waits."""
         bundle = self.directory / "bundles" / name
         words = [
-            "-namespace", NAMESPACE, "-address", CONTAINERD, "-publish-binary", "/bin/false",
+            "-namespace", NAMESPACE, "-address", self.containerd, "-publish-binary", "/bin/false",
             "-id", name, *flags,
         ]  # fmt: skip
         if action == "delete":

@@ -23,12 +23,10 @@ from protos.gen.runtimeoptions.v1.options_pb2 import Options
 from shims.containerd.shim.exits import Exit, ExitJournal
 from shims.containerd.shim.resources import Resources
 from shims.containerd.shim.state import State
-from tests.containerd.shim.fast.conftest import NAMESPACE, is_alive, kill
+from tests.containerd.shim.fast.conftest import NAMESPACE, Node, is_alive, kill
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.containerd.shim.fast.conftest import Node
 
 OPTIONS = AnyMessage(
     type_url="runtimeoptions.v1.Options", value=Options(config_path="/x").SerializeToString()
@@ -265,3 +263,24 @@ def test_nothing_slow_is_imported(launcher: Path) -> None:
             "socket", "subprocess", "tempfile", "typing",
             "shims.containerd.shim.courier"}  # fmt: skip
     assert slow & set(done.stdout.split()) == set()
+
+
+def test_a_name_that_lives_under_another_containerd(
+    node: Node, launcher: Path, tmp_path: Path
+) -> None:
+    node.bundle("c1")
+    address = node.start("c1")
+    before = node.ask(address)["pid"]
+    other = Node(launcher, tmp_path / "other")
+    other.containerd = "/run/other/containerd.sock"
+    other.environ = node.environ
+    other.bundle("c1")
+    refused = other.call("start", "c1")
+    assert refused.returncode == 1
+    assert b"under another containerd" in refused.stderr
+    # What follows a start that failed must not reach the other's container either.
+    assert other.call("delete", "c1").returncode == 0
+    assert node.ask(address)["pid"] == before
+    assert node.call("delete", "c1").returncode == 0
+    assert not is_alive(before)
+    other.start("c1")
