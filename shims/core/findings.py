@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from shims.core.document import format_path
-from shims.core.errors import InputError, show_value
+from shims.core.errors import InputError, make_printable, show_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,14 +48,20 @@ class Finding:
         line = f"{self.field}: got {show_value(self.value)}"
         if self.allowed:
             line += f"; allowed: {self.allowed}"
-        return f"{line}; {self.hint}" if self.hint else line
+        return make_printable(f"{line}; {self.hint}" if self.hint else line)
 
 
 class SpecError(InputError):
-    """A RunSpec that cannot run; ``findings`` holds every error, in the order of the document."""
+    """A RunSpec that cannot run; ``findings`` holds every error, in the order of the document.
 
-    def __init__(self, findings: Sequence[Finding], origin: str = "") -> None:
+    ``warnings`` holds what else there is to say, which often explains an error.
+    """
+
+    def __init__(
+        self, findings: Sequence[Finding], origin: str = "", warnings: Sequence[Finding] = ()
+    ) -> None:
         first = findings[0]
         super().__init__(first.field, first.value, first.allowed, hint=first.hint)
         self.findings = tuple(findings)
+        self.warnings = tuple(warnings)
         self.origin = origin
