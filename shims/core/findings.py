@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from shims.core.document import format_path
 from shims.core.errors import InputError, make_printable, show_value
+from shims.core.places import format_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shims.core.document import Mark, Path
+    from shims.core.places import Mark, Path
 
-__all__ = ["Finding", "Severity", "SpecError"]
+__all__ = ["Finding", "Severity", "SpecError", "by_place"]
 
 
 class Severity(StrEnum):
@@ -51,6 +51,11 @@ class Finding:
         return make_printable(f"{line}; {self.hint}" if self.hint else line)
 
 
+def by_place(finding: Finding) -> tuple[int, int]:
+    """Return the key that sorts findings as the document has them."""
+    return (finding.mark.line, finding.mark.column) if finding.mark else (0, 0)
+
+
 class SpecError(InputError):
     """A RunSpec that cannot run; ``findings`` holds every error, in the order of the document.
 
@@ -65,3 +70,8 @@ class SpecError(InputError):
         self.findings = tuple(findings)
         self.warnings = tuple(warnings)
         self.origin = origin
+
+    @property
+    def in_order(self) -> tuple[Finding, ...]:
+        """Errors and warnings, in the order of the document."""
+        return tuple(sorted((*self.findings, *self.warnings), key=by_place))

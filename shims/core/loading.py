@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from shims.core.document import MAX_BYTES, DocumentError, read_document
 from shims.core.errors import Described, NotFound, Unreachable
-from shims.core.findings import Finding, Severity, SpecError
+from shims.core.findings import Finding, Severity, SpecError, by_place
 from shims.core.rules import review
 from shims.core.runspec import RunSpec
 from shims.core.unknown import explain_missing, find_unknown
@@ -54,7 +54,7 @@ def load_spec(path: str, *, strict: bool = False) -> LoadedSpec:
     """
     try:
         if path == "-":
-            source = _read(sys.stdin.buffer)
+            source = _read(_standard_input())
             syntax: Syntax = "json" if source.lstrip().startswith(b"{") else "yaml"
         else:
             with open(path, "rb") as file:
@@ -65,6 +65,14 @@ def load_spec(path: str, *, strict: bool = False) -> LoadedSpec:
     except OSError as error:
         raise Unreachable(f"{path}: {error.strerror}") from error
     return parse_spec(source, syntax, origin=path, strict=strict)
+
+
+def _standard_input() -> BinaryIO:
+    # Python has none at all when the caller closed it.
+    found: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    if found is None:
+        raise Unreachable("-: standard input is closed")
+    return found
 
 
 def _read(file: BinaryIO) -> bytes:
@@ -109,7 +117,7 @@ def _place(findings: list[Finding], document: Document) -> list[Finding]:
         replace(finding, mark=document.find_mark(finding.path, of_key=finding.about_key))
         for finding in findings
     ]
-    return sorted(placed, key=lambda f: (f.mark.line, f.mark.column) if f.mark else (0, 0))
+    return sorted(placed, key=by_place)
 
 
 # --------------------------------------------------------------------- pydantic's errors, ours
