@@ -127,7 +127,7 @@ def test_make_completes_an_interrupted_environment(tmp_path: Path) -> None:
     scripts = {
         "packaging/install-deps.sh": "exit 0",
         ".venv/bin/python": "exit 0",
-        "python": '[ "$2" = venv ] || exit 0; echo "#!/bin/sh" > "$3/bin/pip"; chmod +x "$3/bin/pip"',
+        "python": '[ "$2" != venv ] || cp .venv/bin/python .venv/bin/pip',
     }
     for name, text in scripts.items():
         path = tmp_path / name

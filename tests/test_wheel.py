@@ -37,8 +37,8 @@ def _run(*command: str | Path, cwd: Path | None = None, expect: int = 0) -> str:
 
 def _build(kind: str, source: Path, place: Path) -> None:
     """Build a ``wheel`` or an ``sdist`` of ``source`` into ``place``, without a network."""
-    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", place]
-    _run(*command, cwd=source)
+    build = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation")
+    _run(*build, "--outdir", place, cwd=source)
 
 
 @pytest.fixture(scope="module")
