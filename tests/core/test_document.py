@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shims.core.document import MAX_BYTES, MAX_DEPTH, Mark, format_path
+from shims.core.document import MAX_BYTES, MAX_DEPTH, Mark, format_path, read_document
 from shims.core.findings import SpecError
 from shims.core.loading import LoadedSpec, parse_spec
 
@@ -191,6 +191,30 @@ def test_any_tree_is_loaded_or_refused(tree: dict[str, object]) -> None:
     as_yaml = _load_or_refuse(source, "yaml")
     if as_json is not None and as_yaml is not None:
         assert as_json.spec == as_yaml.spec
+
+
+def _places(value: object, path: Path = ()) -> list[tuple[Path, object]]:
+    inner: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    return [(path, value), *(place for key, each in inner for place in _places(each, (*path, key)))]
+
+
+@given(_TREES, st.sampled_from([None, 1]), st.booleans())
+def test_json_places_are_where_the_values_stand(
+    tree: object, indent: int | None, raw: bool
+) -> None:
+    text = json.dumps(tree, indent=indent, ensure_ascii=not raw)
+    document = read_document(text.encode(), "json")
+    assert document.data == tree
+    lines = text.split("\n")
+    for path, value in _places(tree):
+        mark = document.find_mark(path)
+        assert mark is not None
+        start = sum(len(line) + 1 for line in lines[: mark.line - 1]) + mark.column - 1
+        assert json.JSONDecoder().raw_decode(text, start)[0] == value
 
 
 @given(st.binary(max_size=200), st.sampled_from(["yaml", "json"]))
