@@ -212,8 +212,9 @@ def _review_pipeline(pipeline: PipelineSpec) -> Iterator[Finding]:
     yield from _review_stages(pipeline)
     tell = _Names().tell
     seen: set[str] = set()
-    outputs = {output.name for box in pipeline.boxes for output in box.outputs}
-    in_order = dict.fromkeys(sorted(outputs))
+    # A dictionary keeps an order and is quick to look into.
+    names = sorted(output.name for box in pipeline.boxes for output in box.outputs)
+    outputs = dict.fromkeys(names)
     for i, box in enumerate(pipeline.boxes):
         path: Path = ("pipeline", "boxes", i)
         if box.name in seen:
@@ -221,7 +222,7 @@ def _review_pipeline(pipeline: PipelineSpec) -> Iterator[Finding]:
         seen.add(box.name)
         for j, needed in enumerate(box.inputs):
             if needed.source not in outputs:
-                known = tell(in_order, needed.source) or "there is no output in this pipeline"
+                known = tell(outputs, needed.source) or "there is no output in this pipeline"
                 yield _error((*path, "inputs", j, "from"), needed.source, known)
 
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shims.core.document import MAX_BYTES, MAX_DEPTH, Mark, format_path, read_document
@@ -207,6 +207,7 @@ def test_json_places_are_where_the_values_stand(
     tree: object, indent: int | None, raw: bool
 ) -> None:
     text = json.dumps(tree, indent=indent, ensure_ascii=not raw)
+    assume("Infinity" not in text)  # Python writes it, and JSON has no such number
     document = read_document(text.encode(), "json")
     assert document.data == tree
     lines = text.split("\n")
