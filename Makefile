@@ -41,7 +41,8 @@ clean: ## Remove what was built here, the virtual environment included
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 	@if [ -f shims/guest/init/Makefile ]; then $(MAKE) -C shims/guest/init clean; fi
 
-$(VENV)/bin/python:
+# pip comes last, so a venv without it was interrupted; the same command completes it.
+$(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 
@@ -53,13 +54,13 @@ debian-test:
 	@packaging/install-deps.sh test
 
 $(VENV)/.runtime: $(SOURCES) | debian-runtime
-	@[ -x $(VENV)/bin/python ] || $(MAKE) --no-print-directory $(VENV)/bin/python
+	@[ -x $(VENV)/bin/pip ] || $(MAKE) --no-print-directory $(VENV)/bin/pip
 	@echo "Python packages: void-shims with its dependencies into $(VENV)"
 	$(PIP) install --editable .
 	@touch $@
 
 $(VENV)/.dev: $(SOURCES) | debian-test
-	@[ -x $(VENV)/bin/python ] || $(MAKE) --no-print-directory $(VENV)/bin/python
+	@[ -x $(VENV)/bin/pip ] || $(MAKE) --no-print-directory $(VENV)/bin/pip
 	@echo "Python packages: void-shims with its dependencies and the tests' tools into $(VENV)"
 	$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -116,6 +117,33 @@ def test_make_lists_every_target() -> None:
     )
     for target in ("demo", "test", "lint", "bench", "guest", "clean", "help"):
         assert re.search(rf"^  make {target} +\S", done.stdout, re.MULTILINE)
+
+
+def test_make_completes_an_interrupted_environment(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "setup.py"):
+        (tmp_path / name).touch()
+    # A python that makes the environment's pip, which does nothing: what counts is who is called.
+    scripts = {
+        "packaging/install-deps.sh": "exit 0",
+        ".venv/bin/python": "exit 0",
+        "python": '[ "$2" != venv ] || cp .venv/bin/python .venv/bin/pip',
+    }
+    for name, text in scripts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["make", ".venv/.runtime", "PYTHON=./python"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / ".venv" / "bin" / "pip").exists()
 
 
 def test_the_shim_process_carries_no_heavy_library() -> None:

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -34,16 +35,26 @@ def _run(*command: str | Path, cwd: Path | None = None, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def _build(kind: str, source: Path, place: Path) -> None:
+    """Build a ``wheel`` or an ``sdist`` of ``source`` into ``place``, without a network."""
+    build = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation")
+    _run(*build, "--outdir", place, cwd=source)
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of the tree, without a network."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the tree without what was built in it."""
     if not shutil.which("make"):
         pytest.skip("not installed: make")
+    found = tmp_path_factory.mktemp("source") / "source"
+    shutil.copytree(ROOT, found, ignore=shutil.ignore_patterns(*BUILT), symlinks=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
-    source = place / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*BUILT), symlinks=True)
-    build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
-    _run(*build, "--outdir", place, cwd=source)
+    _build("wheel", source, place)
     (found,) = place.glob("*.whl")
     return found
 
@@ -63,6 +74,30 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     launchers = [name for name in members if name.endswith("/scripts/containerd-shim-voidbox-v2")]
     assert len(launchers) == 1
     assert not [name for name in members if name.startswith(("tests", "packaging", "examples"))]
+
+
+@pytest.mark.timeout(300)
+def test_the_archive_of_sources_builds_the_same_wheel(
+    source: Path, wheel: Path, tmp_path: Path
+) -> None:
+    init = Path("shims/guest/init")
+    for name in ("void-init", "left.o"):
+        (source / init / name).write_text("left behind by an earlier build")
+    try:
+        _build("sdist", source, tmp_path)
+    finally:
+        for name in ("void-init", "left.o"):
+            (source / init / name).unlink()
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    assert not [name for name in ("void-init", "left.o") if (unpacked / init / name).exists()]
+    assert (unpacked / "tests" / "core" / "test_errors.py").exists()
+    _build("wheel", unpacked, tmp_path)
+    (ours,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(ours) as built, zipfile.ZipFile(wheel) as expected:
+        assert sorted(built.namelist()) == sorted(expected.namelist())
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +121,8 @@ def test_the_installed_commands_work(installed: Path, tmp_path: Path) -> None:
     spec.write_text("kind: sandbox\nname: x\n")
     assert "valid: " in _run(installed / "void-shim", "validate", spec, cwd=tmp_path)
     assert "void-shim 0." in _run(installed / "void-shim", "--version", cwd=tmp_path)
-    assert "Usage: void-guest" in _run(installed / "void-guest", "--help", cwd=tmp_path)
+    for command in ("void-guest", "void-cache"):
+        assert f"{command} 0." in _run(installed / command, "--version", cwd=tmp_path)
 
 
 @pytest.mark.timeout(300)

@@ -1,37 +1,26 @@
-"""Entry point of ``void-shim``: the command tree, and the exit codes of everything below it."""
+"""Entry point of ``void-shim``: the command tree."""
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from shims.core.errors import ExitCode, ShimError
+from shims.cli.entry import main_of, run_command, version_option
+from shims.core.errors import ShimError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["cli", "main", "run"]
 
-_BROKEN_PIPE = 128 + 13
+_NAME = "void-shim"
 _COMMANDS = {
     "validate": "shims.cli.validate:validate",
     "backends": "shims.cli.backends:backends",
     "doctor": "shims.cli.doctor:doctor",
     "completion": "shims.cli.completion:completion",
 }
-
-
-def _print_version(ctx: click.Context) -> NoReturn:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        click.echo(f"void-shim {version('void-shims')}")
-    except PackageNotFoundError:
-        click.echo("void-shim from a source checkout that is not installed")
-    ctx.exit()
 
 
 class LazyGroup(click.Group):
@@ -89,14 +78,7 @@ def _make_broken(name: str, error: ShimError) -> click.Command:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--version",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=lambda ctx, _, wanted: _print_version(ctx) if wanted else None,
-    help="Show the version and exit.",
-)
+@version_option(_NAME)
 def cli() -> None:
     """Run void-box RunSpecs on targets that know only containers, Jobs or domains.
 
@@ -122,36 +104,9 @@ def cli() -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Carry out one command line and return its exit code. Prints errors, raises none of ours."""
-    try:
-        arguments = sys.argv[1:] if argv is None else list(argv)
-        result = cli.main(args=arguments, prog_name="void-shim", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return ExitCode.INTERRUPTED
-    except click.ClickException as error:
-        _print_usage_error(error)
-        return ExitCode.BAD_INPUT
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except ShimError as error:
-        from shims.cli.output import print_error
-
-        print_error(error)
-        return error.exit_code
-    return result if isinstance(result, int) else ExitCode.OK
-
-
-def _print_usage_error(error: click.ClickException) -> None:
-    click.echo(f"error: {error.format_message()}", err=True)
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is not None:
-        click.echo(f"hint: try '{context.command_path} --help'", err=True)
+    return run_command(cli, _NAME, argv)
 
 
 def main() -> NoReturn:
-    """Run the command line of this process."""
-    sys.exit(run())
+    """Run ``void-shim`` and exit with the code of ``shims.core.errors.ExitCode``."""
+    main_of(cli, _NAME)

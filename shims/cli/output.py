@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shims.core.errors import make_printable
+from shims.core.findings import Severity
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,8 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OUTPUT_OPTION",
+    "choose_findings",
+    "colour",
+    "one_line",
     "print_error",
-    "print_finding",
+    "print_findings",
     "print_json",
     "print_table",
 ]
@@ -39,8 +45,8 @@ def colour(word: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` as indented JSON on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print ``value`` as indented JSON on standard output; as ASCII, which any encoding bears."""
+    click.echo(json.dumps(value, indent=2))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -57,18 +63,34 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_error(error: ShimError) -> None:
     """Print ``error: MESSAGE`` and, on a line of its own, what to do about it."""
-    click.echo(f"{colour('error')}: {_one_line(error.message)}", err=True)
+    click.echo(f"{colour('error')}: {one_line(error.message)}", err=True)
     if error.hint:
-        click.echo(f"hint: {_one_line(error.hint)}", err=True)
+        click.echo(f"hint: {one_line(error.hint)}", err=True)
 
 
-def print_finding(finding: Finding, origin: str) -> None:
-    """Print ``error: FILE:LINE:COLUMN: FIELD: got …; allowed: …`` on standard error."""
-    place = origin
-    if finding.mark is not None:
-        place += f":{finding.mark.line}:{finding.mark.column}"
-    click.echo(f"{colour(str(finding.severity))}: {place}: {finding.text}", err=True)
+_MOST_FINDINGS = 100
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
+def choose_findings(findings: Sequence[Finding]) -> tuple[Sequence[Finding], int]:
+    """Return the findings to show, and how many are left out; of too many, errors come first."""
+    if len(findings) <= _MOST_FINDINGS:
+        return findings, 0
+    ranked = sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR)
+    return ranked[:_MOST_FINDINGS], len(findings) - _MOST_FINDINGS
+
+
+def print_findings(findings: Sequence[Finding], origin: str) -> None:
+    """Print ``error: FILE:LINE:COLUMN: FIELD: got …; allowed: …`` lines on standard error."""
+    shown, hidden = choose_findings(findings)
+    for finding in shown:
+        place = one_line(origin)
+        if finding.mark is not None:
+            place += f":{finding.mark.line}:{finding.mark.column}"
+        click.echo(f"{colour(str(finding.severity))}: {place}: {finding.text}", err=True)
+    if hidden:
+        click.echo(f"{one_line(origin)}: {hidden} more findings are not shown", err=True)
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` as one line that a terminal only shows."""
+    return make_printable(" ".join(text.splitlines()))

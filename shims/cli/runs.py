@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from shims.cli.output import OUTPUT_OPTION, print_finding, print_json, print_table
+from shims.cli.output import OUTPUT_OPTION, one_line, print_findings, print_json, print_table
 from shims.core.backends import find_backend
 from shims.core.errors import ExitCode
 from shims.core.findings import SpecError
@@ -79,11 +79,9 @@ def _read(
     try:
         loaded = load_spec(file, strict=strict)
     except SpecError as error:
-        for finding in error.findings:
-            print_finding(finding, file)
+        print_findings(error.in_order, file)
         raise click.exceptions.Exit(error.exit_code) from error
-    for finding in loaded.findings:
-        print_finding(finding, file)
+    print_findings(loaded.findings, file)
     table = {key: value for key, _, value in pairs}
     return loaded, RunOptions(run_id=run_id, input=input_, labels=table)
 
@@ -108,9 +106,13 @@ def _show(status: RunStatus, output: str) -> None:
     if output == "json":
         print_json({**to_json(status), "ref": str(status.ref)})
         return
-    click.echo(f"{status.ref}: {status.state} ({status.reason}) {status.message}".rstrip())
+    click.echo(_tell(status))
     if status.hint:
-        click.echo(f"hint: {status.hint}", err=True)
+        click.echo(f"hint: {one_line(status.hint)}", err=True)
+
+
+def _tell(status: RunStatus) -> str:
+    return one_line(f"{status.ref}: {status.state} ({status.reason}) {status.message}").rstrip()
 
 
 @click.command("render")
@@ -140,14 +142,10 @@ def _run(backend: type[ShimCore], /, file: str, wait: bool, **options: Any) -> i
             return ExitCode.OK
         await _print_logs(target, ref, follow=True)
         status = await target.wait(ref)
-        _show_end(status)
+        click.echo(_tell(status), err=True)
         return status.command_exit_code
 
     return _with(backend, start)
-
-
-def _show_end(status: RunStatus) -> None:
-    click.echo(f"{status.ref}: {status.state} ({status.reason}) {status.message}", err=True)
 
 
 async def _print_logs(target: ShimCore, ref: RunRef, *, follow: bool) -> None:
@@ -178,7 +176,9 @@ def _list(backend: type[ShimCore], /, output: str) -> None:
     if output == "json":
         print_json([{**to_json(status), "ref": str(status.ref)} for status in found])
         return
-    rows = [[str(each.ref), each.state, each.reason, each.message] for each in found]
+    rows = [
+        [one_line(str(each.ref)), each.state, each.reason, one_line(each.message)] for each in found
+    ]
     print_table(["run", "state", "reason", "message"], rows)
 
 
@@ -206,7 +206,7 @@ def _events(backend: type[ShimCore], /, name: str, follow: bool, after: int) -> 
     async def show(target: ShimCore) -> None:
         async with aclosing(target.events(ref, after=after, follow=follow)) as events:
             async for event in events:
-                click.echo(json.dumps(to_json(event), ensure_ascii=False))
+                click.echo(json.dumps(to_json(event)))
 
     _with(backend, show)
 

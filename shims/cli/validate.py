@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shims.cli.output import OUTPUT_OPTION, print_error, print_finding, print_json
+from shims.cli.output import (
+    OUTPUT_OPTION,
+    choose_findings,
+    one_line,
+    print_error,
+    print_findings,
+    print_json,
+)
 from shims.core.errors import ExitCode, ShimError
 
 if TYPE_CHECKING:
@@ -44,17 +51,21 @@ def validate(files: tuple[str, ...], strict: bool, output: str) -> int:
     for file in files:
         loaded: LoadedSpec | None = None
         findings: tuple[Finding, ...] = ()
+        unread: ShimError | None = None
         try:
             loaded = load_spec(file, strict=strict)
             findings = loaded.findings
         except SpecError as error:
             worst = max(worst, error.exit_code)
-            findings = error.findings
+            findings = error.in_order
         except ShimError as error:
             worst = max(worst, error.exit_code)
-            print_error(error)
-        reports.append(_report(file, loaded, findings))
-        if output == "table":
+            unread = error
+        if output == "json":
+            reports.append(_report(file, loaded, findings, unread))
+        elif unread is not None:
+            print_error(unread)
+        else:
             _show(file, loaded, findings)
     if output == "json":
         print_json(reports)
@@ -62,28 +73,41 @@ def validate(files: tuple[str, ...], strict: bool, output: str) -> int:
 
 
 def _show(file: str, loaded: LoadedSpec | None, findings: tuple[Finding, ...]) -> None:
-    for finding in findings:
-        print_finding(finding, file)
+    print_findings(findings, file)
     if loaded is not None:
         spec = loaded.spec
-        click.echo(f"valid: {file} (kind={spec.kind}, api_version={spec.api_version})")
+        click.echo(
+            f"valid: {one_line(file)} (kind={spec.kind}, api_version={one_line(spec.api_version)})"
+        )
 
 
-def _report(file: str, loaded: LoadedSpec | None, findings: tuple[Finding, ...]) -> dict[str, Any]:
+def _report(
+    file: str,
+    loaded: LoadedSpec | None,
+    findings: tuple[Finding, ...],
+    unread: ShimError | None,
+) -> dict[str, Any]:
+    shown, hidden = choose_findings(findings)
+    told = [_tell(finding) for finding in shown]
+    if unread is not None:
+        place = {"line": None, "column": None}
+        told = [{"severity": "error", "field": "document", "message": str(unread), **place}]
     return {
         "file": file,
         "valid": loaded is not None,
         "kind": loaded.spec.kind if loaded else None,
         "name": loaded.spec.name if loaded else None,
         "api_version": loaded.spec.api_version if loaded else None,
-        "findings": [
-            {
-                "severity": finding.severity.value,
-                "field": finding.field,
-                "message": finding.text,
-                "line": finding.mark.line if finding.mark else None,
-                "column": finding.mark.column if finding.mark else None,
-            }
-            for finding in findings
-        ],
+        "findings": told,
+        "findings_not_shown": hidden,
+    }
+
+
+def _tell(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity.value,
+        "field": finding.field,
+        "message": finding.text,
+        "line": finding.mark.line if finding.mark else None,
+        "column": finding.mark.column if finding.mark else None,
     }

@@ -40,6 +40,8 @@ __all__ = [
     "TargetError",
     "Unreachable",
     "UserError",
+    "make_printable",
+    "shorten",
     "show_value",
 ]
 
@@ -104,7 +106,8 @@ class InputError(UserError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: got {show_value(value)}; allowed: {allowed}", hint=hint)
+        message = f"{field}: got {show_value(value)}; allowed: {allowed}"
+        super().__init__(make_printable(message), hint=make_printable(hint))
 
 
 class AlreadyExists(UserError):
@@ -154,17 +157,36 @@ _LONGEST_SHOWN = 80
 
 def show_value(value: object) -> str:
     """Return ``value`` for a message: JSON-like, on one line, cut at 80 characters."""
+    # Cut before and after: what is escaped grows, and what is long costs its length to escape.
     match value:
         case None:
             text = "nothing"
         case Described():
-            text = str(value)
+            text = make_printable(value[: _LONGEST_SHOWN + 1])
         case bool():
             text = "true" if value else "false"
         case dict():
             text = f"a mapping of {len(value)}"
         case list() | tuple():
             text = f"a list of {len(value)}"
+        case str():
+            text = repr(value[: _LONGEST_SHOWN + 1])
         case _:
             text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+    return shorten(text)
+
+
+def shorten(text: str, limit: int = _LONGEST_SHOWN) -> str:
+    """Return ``text``, cut to at most ``limit`` characters, with an ellipsis where it was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def make_printable(text: str) -> str:
+    """Return ``text`` on one line, with escapes for what a terminal would act on or hide.
+
+    Whoever wrote a document or a file name must not be able to clear the screen, to turn text
+    around, or to begin a line of its own that looks like one of ours. May be repeated.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from shims.core.document import format_path
-from shims.core.errors import InputError, show_value
+from shims.core.errors import InputError, make_printable, show_value
+from shims.core.places import format_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shims.core.document import Mark, Path
+    from shims.core.places import Mark, Path
 
-__all__ = ["Finding", "Severity", "SpecError"]
+__all__ = ["Finding", "Severity", "SpecError", "by_place"]
 
 
 class Severity(StrEnum):
@@ -48,14 +48,30 @@ class Finding:
         line = f"{self.field}: got {show_value(self.value)}"
         if self.allowed:
             line += f"; allowed: {self.allowed}"
-        return f"{line}; {self.hint}" if self.hint else line
+        return make_printable(f"{line}; {self.hint}" if self.hint else line)
+
+
+def by_place(finding: Finding) -> tuple[int, int]:
+    """Return the key that sorts findings as the document has them."""
+    return (finding.mark.line, finding.mark.column) if finding.mark else (0, 0)
 
 
 class SpecError(InputError):
-    """A RunSpec that cannot run; ``findings`` holds every error, in the order of the document."""
+    """A RunSpec that cannot run; ``findings`` holds every error, in the order of the document.
 
-    def __init__(self, findings: Sequence[Finding], origin: str = "") -> None:
+    ``warnings`` holds what else there is to say, which often explains an error.
+    """
+
+    def __init__(
+        self, findings: Sequence[Finding], origin: str = "", warnings: Sequence[Finding] = ()
+    ) -> None:
         first = findings[0]
         super().__init__(first.field, first.value, first.allowed, hint=first.hint)
         self.findings = tuple(findings)
+        self.warnings = tuple(warnings)
         self.origin = origin
+
+    @property
+    def in_order(self) -> tuple[Finding, ...]:
+        """Errors and warnings, in the order of the document."""
+        return tuple(sorted((*self.findings, *self.warnings), key=by_place))

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from shims.core.document import MAX_BYTES, DocumentError, read_document
 from shims.core.errors import Described, NotFound, Unreachable
-from shims.core.findings import Finding, Severity, SpecError
+from shims.core.findings import Finding, Severity, SpecError, by_place
 from shims.core.rules import review
-from shims.core.runspec import RunSpec, Section
+from shims.core.runspec import RunSpec
+from shims.core.unknown import explain_missing, find_unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import BinaryIO
 
     from pydantic_core import ErrorDetails
@@ -55,7 +54,7 @@ def load_spec(path: str, *, strict: bool = False) -> LoadedSpec:
     """
     try:
         if path == "-":
-            source = _read(sys.stdin.buffer)
+            source = _read(_standard_input())
             syntax: Syntax = "json" if source.lstrip().startswith(b"{") else "yaml"
         else:
             with open(path, "rb") as file:
@@ -66,6 +65,14 @@ def load_spec(path: str, *, strict: bool = False) -> LoadedSpec:
     except OSError as error:
         raise Unreachable(f"{path}: {error.strerror}") from error
     return parse_spec(source, syntax, origin=path, strict=strict)
+
+
+def _standard_input() -> BinaryIO:
+    # Python has none at all when the caller closed it.
+    found: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    if found is None:
+        raise Unreachable("-: standard input is closed")
+    return found
 
 
 def _read(file: BinaryIO) -> bytes:
@@ -83,18 +90,25 @@ def parse_spec(
     except DocumentError as error:
         finding = Finding(Severity.ERROR, error.path, error.value, error.allowed, mark=error.mark)
         raise SpecError([finding], origin) from error
-    try:
-        spec = RunSpec.model_validate(document.data)
-    except ValidationError as error:
-        findings = [_translate(detail, document.data) for detail in error.errors()]
-        raise SpecError(_place(findings, document), origin) from error
-    unknown = list(_find_unknown(spec, ()))
+    spec, said = _check(document.data)
+    unknown = list(find_unknown(document.data))
     if strict:
         unknown = [replace(finding, severity=Severity.ERROR) for finding in unknown]
-    findings = _place([*unknown, *review(spec)], document)
-    if errors := [finding for finding in findings if finding.severity is Severity.ERROR]:
-        raise SpecError(errors, origin)
-    return LoadedSpec(spec, source, syntax, origin, tuple(findings))
+    findings = _place(explain_missing(said, unknown), document)
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    warnings = [finding for finding in findings if finding.severity is Severity.WARNING]
+    if errors or spec is None:
+        raise SpecError(errors, origin, warnings)
+    return LoadedSpec(spec, source, syntax, origin, tuple(warnings))
+
+
+def _check(data: object) -> tuple[RunSpec | None, list[Finding]]:
+    """Return the spec, if ``data`` has the shape of one, and what is wrong with it or odd."""
+    try:
+        spec = RunSpec.model_validate(data)
+    except ValidationError as error:
+        return None, [_translate(detail, data) for detail in error.errors(include_url=False)]
+    return spec, review(spec)
 
 
 def _place(findings: list[Finding], document: Document) -> list[Finding]:
@@ -103,7 +117,7 @@ def _place(findings: list[Finding], document: Document) -> list[Finding]:
         replace(finding, mark=document.find_mark(finding.path, of_key=finding.about_key))
         for finding in findings
     ]
-    return sorted(placed, key=lambda f: (f.mark.line, f.mark.column) if f.mark else (0, 0))
+    return sorted(placed, key=by_place)
 
 
 # --------------------------------------------------------------------- pydantic's errors, ours
@@ -130,7 +144,7 @@ def _translate(detail: ErrorDetails, data: object) -> Finding:
     """Return pydantic's complaint as one of ours."""
     path = _real_path(detail["loc"], data, missing=detail["type"] == "missing")
     if detail["type"] == "missing":
-        return _missing(path, data)
+        return Finding(Severity.ERROR, path, None, _ALLOWED["missing"])
     if detail["type"].startswith("union_tag"):
         path = (*path, "type")
         allowed = "box, fan_out"
@@ -171,60 +185,3 @@ def _look_up(data: object, path: Path) -> object:
         elif isinstance(data, list) and isinstance(part, int):
             data = data[part]
     return data
-
-
-def _missing(path: Path, data: object) -> Finding:
-    parent = _look_up(data, path[:-1])
-    near = get_close_matches(str(path[-1]), parent if isinstance(parent, dict) else (), 1)
-    hint = f"is '{near[0]}' a misspelling of it?" if near else ""
-    return Finding(Severity.ERROR, path, None, _ALLOWED["missing"], hint)
-
-
-# -------------------------------------------------------------------------------- unknown keys
-
-
-def _find_unknown(value: object, path: Path) -> Iterator[Finding]:
-    if isinstance(value, tuple):
-        for i, item in enumerate(value):
-            yield from _find_unknown(item, (*path, i))
-    elif isinstance(value, Section):
-        known = _keys_of(type(value))
-        for key in value.model_extra or ():
-            got = Described("an unknown key")
-            hint = _suggest(key, known)
-            yield Finding(Severity.WARNING, (*path, key), got, "", hint, about_key=True)
-        for key, name in known.items():
-            yield from _find_unknown(getattr(value, name), (*path, key))
-
-
-def _keys_of(model: type[BaseModel]) -> dict[str, str]:
-    """Return the keys of a section as documents write them, each with its attribute."""
-    return {field.alias or name: name for name, field in model.model_fields.items()}
-
-
-def _suggest(key: str, known: Mapping[str, str]) -> str:
-    if key == "<<":
-        return "merge keys are not applied; write the values out"
-    if near := get_close_matches(key.lower(), known, 1):
-        return f"did you mean '{near[0]}'?"
-    if homes := _homes().get(key):
-        return f"it belongs in {' or '.join(homes)}"
-    return "void-box ignores it"
-
-
-@cache
-def _homes() -> dict[str, list[str]]:
-    """Return, for every key of the spec and its direct sections, where it belongs."""
-    homes: dict[str, list[str]] = {}
-    for key, name in _keys_of(RunSpec).items():
-        homes.setdefault(key, []).append("the top level")
-        for part in _sections_in(RunSpec.model_fields[name].annotation):
-            for inner in _keys_of(part):
-                homes.setdefault(inner, []).append(key)
-    return homes
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [part for arg in getattr(annotation, "__args__", ()) for part in _sections_in(arg)]

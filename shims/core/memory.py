@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -44,11 +45,15 @@ class _Run:
     log: list[bytes] = field(default_factory=list)
     events: list[RunEvent] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    may_work: asyncio.Event = field(default_factory=asyncio.Event)
     removed: bool = False
     task: asyncio.Task[None] | None = None
 
     async def announce(self, type_: EventType, message: str = "", stage: str = "") -> None:
+        async with self.changed:
+            self.note(type_, message, stage)
+
+    def note(self, type_: EventType, message: str = "", stage: str = "") -> None:
+        """Add an event. The caller holds ``changed``, as for ``enter``."""
         event = RunEvent(
             seq=len(self.events),
             ts_ms=int(datetime.now(UTC).timestamp() * 1000),
@@ -57,25 +62,30 @@ class _Run:
             message=message,
             stage=stage,
         )
-        async with self.changed:
-            self.events.append(event)
-            self.changed.notify_all()
+        self.events.append(event)
+        self.changed.notify_all()
 
-    async def enter(self, state: RunState, reason: Reason, message: str = "") -> None:
+    def enter(self, state: RunState, reason: Reason, message: str = "") -> None:
         check_transition(self.status.state, state)
         now = datetime.now(UTC)
         started = self.status.started_at or (now if state is RunState.RUNNING else None)
+        self.status = replace(
+            self.status,
+            state=state,
+            reason=reason,
+            message=message,
+            started_at=started,
+            finished_at=now if state.is_terminal else None,
+            exit_code={RunState.SUCCEEDED: 0, RunState.FAILED: 1}.get(state),
+        )
+        self.changed.notify_all()
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncGenerator[None, None]:
+        """Hold ``changed`` at a moment when the run is not suspended."""
         async with self.changed:
-            self.status = replace(
-                self.status,
-                state=state,
-                reason=reason,
-                message=message,
-                started_at=started,
-                finished_at=now if state.is_terminal else None,
-                exit_code={RunState.SUCCEEDED: 0, RunState.FAILED: 1}.get(state),
-            )
-            self.changed.notify_all()
+            await self.changed.wait_for(lambda: self.status.state is not RunState.SUSPENDED)
+            yield
 
     async def forget(self) -> None:
         async with self.changed:
@@ -109,25 +119,27 @@ class MemoryTarget:
     def start(self, run: _Run, steps: Sequence[WorkflowStep]) -> None:
         """Let ``run`` carry out ``steps`` until it is over or cancelled."""
         self.runs[run.status.ref.id] = run
-        run.may_work.set()
         run.task = self._tasks.create_task(_work(run, steps), name=str(run.status.ref))
 
 
 async def _work(run: _Run, steps: Sequence[WorkflowStep]) -> None:
     await run.announce(EventType.RUN_STARTED)
-    await run.may_work.wait()
-    await run.enter(RunState.RUNNING, Reason.ACTIVE)
+    async with run.at_work():
+        run.enter(RunState.RUNNING, Reason.ACTIVE)
     for step in steps:
-        await run.may_work.wait()
-        await run.announce(EventType.STAGE_STARTED, stage=step.name)
+        async with run.at_work():
+            run.note(EventType.STAGE_STARTED, stage=step.name)
         if problem := await _carry_out(run, step):
-            await run.announce(EventType.STAGE_FAILED, problem, step.name)
-            await run.announce(EventType.RUN_FINISHED, problem)
-            await run.enter(RunState.FAILED, Reason.REPORTED_FAILURE, problem)
+            async with run.at_work():
+                run.note(EventType.STAGE_FAILED, problem, step.name)
+                run.note(EventType.RUN_FINISHED, problem)
+                run.enter(RunState.FAILED, Reason.REPORTED_FAILURE, problem)
             return
         await run.announce(EventType.STAGE_COMPLETED, stage=step.name)
-    await run.announce(EventType.RUN_FINISHED)
-    await run.enter(RunState.SUCCEEDED, Reason.COMPLETED)
+    # A run that is suspended while its last step ends has ended when it is resumed, not before.
+    async with run.at_work():
+        run.note(EventType.RUN_FINISHED)
+        run.enter(RunState.SUCCEEDED, Reason.COMPLETED)
 
 
 async def _carry_out(run: _Run, step: WorkflowStep) -> str:
@@ -233,25 +245,26 @@ class MemoryBackend(ShimCore):
             return
         run.task.cancel()
         await asyncio.wait([run.task])
-        if not run.status.state.is_terminal:
-            await run.announce(EventType.RUN_CANCELLED, reason)
-            await run.enter(RunState.CANCELLED, Reason.CANCELLED_BY_USER, reason)
+        async with run.changed:
+            if not run.status.state.is_terminal:
+                run.note(EventType.RUN_CANCELLED, reason)
+                run.enter(RunState.CANCELLED, Reason.CANCELLED_BY_USER, reason)
 
     async def suspend(self, ref: RunRef) -> None:
         run = self._find(ref)
-        if run.status.state.is_terminal:
-            raise Conflict(f"run {ref} is over")
-        run.may_work.clear()
-        if run.status.state is not RunState.SUSPENDED:
-            await run.enter(RunState.SUSPENDED, Reason.SUSPENDED_BY_USER)
+        async with run.changed:
+            if run.status.state.is_terminal:
+                raise Conflict(f"run {ref} is over")
+            if run.status.state is not RunState.SUSPENDED:
+                run.enter(RunState.SUSPENDED, Reason.SUSPENDED_BY_USER)
 
     async def resume(self, ref: RunRef) -> None:
         run = self._find(ref)
-        if run.status.state.is_terminal:
-            raise Conflict(f"run {ref} is over")
-        run.may_work.set()
-        if run.status.state is RunState.SUSPENDED:
-            await run.enter(RunState.RUNNING, Reason.ACTIVE)
+        async with run.changed:
+            if run.status.state.is_terminal:
+                raise Conflict(f"run {ref} is over")
+            if run.status.state is RunState.SUSPENDED:
+                run.enter(RunState.RUNNING, Reason.ACTIVE)
 
 
 def _is_duration(arguments: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ __all__ = ["ensure_private_dir", "runtime_dir", "runtime_path", "state_dir", "st
 
 _PRIVATE = 0o700
 _FOREIGN_BITS = 0o077
+_FOREIGN_WRITE = 0o022
 
 
 def runtime_path(*parts: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -78,22 +79,59 @@ def ensure_private_dir(path: str | os.PathLike[str]) -> None:
     """Make ``path`` a directory with mode 0700 that belongs to us, with its parents.
 
     Raises ``Conflict`` when something else stands there: a symbolic link, a file, or a directory
-    of another user, into which secrets must not go. May be repeated.
+    of another user, into which secrets must not go; also when another user could put something
+    else in its place, because a directory above it, from our runtime or state directory on, is
+    theirs. May be repeated.
     """
-    from shims.core.errors import Conflict
-
-    name = os.fspath(path)
-    os.makedirs(os.path.dirname(os.path.abspath(name)), mode=_PRIVATE, exist_ok=True)
+    name = os.path.abspath(path)
+    for level in _own_levels(os.path.dirname(name)):
+        _check_level(level)
+    os.makedirs(os.path.dirname(name), mode=_PRIVATE, exist_ok=True)
     try:
         os.mkdir(name, _PRIVATE)
     except FileExistsError:
         pass
     found = os.lstat(name)
     if not stat.S_ISDIR(found.st_mode):
-        raise Conflict(f"{name} is not a directory", hint="move it away")
+        raise _conflict(f"{name} is not a directory")
     if found.st_uid != os.geteuid():
-        raise Conflict(
-            f"{name} belongs to user {found.st_uid}, not to {os.geteuid()}", hint="move it away"
-        )
+        raise _conflict(f"{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
     if found.st_mode & _FOREIGN_BITS:
         os.chmod(name, _PRIVATE)
+
+
+def _own_levels(path: str) -> list[str]:
+    """Return our runtime or state directory and what is on the way from there to ``path``."""
+    for root in (_runtime_root(os.environ), _state_root(os.environ)):
+        if path == root or path.startswith(f"{root}/"):
+            names = path[len(root) :].split("/")[1:]
+            return [os.path.join(root, *names[:count]) for count in range(len(names) + 1)]
+    return []
+
+
+def _check_level(name: str) -> None:
+    """Make a directory that is on the way to another, or see that only we can change it.
+
+    The system's administrator may have made it, or a link to it.
+    """
+    os.makedirs(os.path.dirname(name), mode=_PRIVATE, exist_ok=True)
+    try:
+        os.mkdir(name, _PRIVATE)
+    except FileExistsError:
+        pass
+    if not os.path.isdir(name):
+        raise _conflict(f"{name} is not a directory")
+    found = os.stat(name)
+    for uid in (os.lstat(name).st_uid, found.st_uid):
+        if uid not in (0, os.geteuid()):
+            raise _conflict(f"{name} belongs to user {uid}, not to {os.geteuid()}")
+    if found.st_mode & _FOREIGN_WRITE and not found.st_mode & stat.S_ISVTX:
+        if found.st_uid != os.geteuid():
+            raise _conflict(f"{name} can be changed by other users")
+        os.chmod(name, stat.S_IMODE(found.st_mode) & ~_FOREIGN_WRITE)
+
+
+def _conflict(message: str) -> Exception:
+    from shims.core.errors import Conflict
+
+    return Conflict(message, hint="move it away")

@@ -8,15 +8,17 @@ table of deviations.
 
 from __future__ import annotations
 
+from collections import Counter
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from shims.core.errors import Described
+from shims.core.errors import Described, shorten
 from shims.core.findings import Finding, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from shims.core.document import Path
     from shims.core.runspec import (
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["review"]
 
 PROVIDERS = ("claude", "claude-personal", "codex", "ollama", "custom", "lm-studio")
+_RESOLVED = frozenset(PROVIDERS) - {"lm-studio"}
+"""What void-box knows when it stands in a spec; it runs every other as claude (Q3)."""
 _MODEL_IGNORED = frozenset({"claude", "claude-personal", "codex"})
 _MODES = ("auto", "local", "mock")
 _SKILL_TYPES = ("agent", "file", "remote", "cli", "mcp")
@@ -58,6 +62,37 @@ def _error(path: Path, value: object, allowed: str, hint: str = "") -> Finding:
 
 def _warning(path: Path, value: object, hint: str, allowed: str = "") -> Finding:
     return Finding(Severity.WARNING, path, value, allowed, hint)
+
+
+_MOST_NAMES = 10
+_LONGEST_NAME = 40
+_MOST_COMPARISONS = 10_000
+
+
+class _Names:
+    """Tells which names a field may hold, in a line that stays short however many there are.
+
+    One object serves one review: comparing names takes time, and a document of nothing but wrong
+    names must not take it for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._comparisons_left = _MOST_COMPARISONS
+
+    def tell(self, names: Collection[str], wanted: str) -> str:
+        """Return at most ten of ``names`` (no name twice), those nearest to ``wanted`` first."""
+        shown = [*self._find_near(names, wanted), *islice(names, _MOST_NAMES)]
+        shown = list(dict.fromkeys(shown))[:_MOST_NAMES]
+        text = ", ".join(shorten(name, _LONGEST_NAME) for name in shown)
+        more = len(names) - len(shown)
+        return f"{text}, … and {more} more" if more else text
+
+    def _find_near(self, names: Collection[str], wanted: str) -> list[str]:
+        if not _MOST_NAMES < len(names) <= self._comparisons_left:
+            return []
+        self._comparisons_left -= len(names)
+        short = [name for name in names if len(name) <= _LONGEST_NAME]
+        return get_close_matches(wanted[:_LONGEST_NAME], short, 3)
 
 
 def _review_header(spec: RunSpec) -> Iterator[Finding]:
@@ -92,7 +127,8 @@ def _review_sandbox(spec: RunSpec) -> Iterator[Finding]:
     if spec.kind == "sandbox" and sandbox.image:
         yield _warning(("sandbox", "image"), sandbox.image, "void-box ignores it for this kind")
     yield from _review_mounts(("sandbox", "mounts"), sandbox.mounts)
-    for i, box in enumerate(spec.pipeline.boxes if spec.pipeline else ()):
+    boxes = spec.pipeline.boxes if spec.kind == "pipeline" and spec.pipeline else ()
+    for i, box in enumerate(boxes):
         if box.sandbox is not None:
             path: Path = ("pipeline", "boxes", i, "sandbox")
             if sandbox.mode.lower() != "mock":
@@ -115,6 +151,8 @@ def _review_mounts(path: Path, mounts: tuple[MountSpec, ...]) -> Iterator[Findin
 
 
 def _review_llms(spec: RunSpec) -> Iterator[Finding]:
+    if spec.kind not in ("agent", "pipeline"):
+        return  # nobody there who talks to a model
     if spec.llm is not None:
         yield from _review_llm(("llm",), spec.llm)
     if spec.kind == "pipeline" and spec.pipeline is not None:
@@ -135,8 +173,8 @@ def _review_llm(path: Path, llm: LlmSpec) -> Iterator[Finding]:
         yield _warning((*path, "provider"), llm.provider, hint)
     if llm.model is not None and provider in _MODEL_IGNORED:
         yield _warning((*path, "model"), llm.model, f"provider {provider} ignores it (Q2)")
-    if llm.credential_proxy and provider != "claude":
-        yield _error((*path, "credential_proxy"), True, f"false for provider {llm.provider}")
+    if llm.credential_proxy and provider in _RESOLVED - {"claude"}:
+        yield _error((*path, "credential_proxy"), True, f"false for provider {provider}")
 
 
 def _review_agent(spec: RunSpec, agent: AgentSpec) -> Iterator[Finding]:
@@ -172,20 +210,25 @@ def _review_pipeline(pipeline: PipelineSpec) -> Iterator[Finding]:
     if not pipeline.boxes:
         yield _error(("pipeline", "boxes"), pipeline.boxes, "at least one box")
     yield from _review_stages(pipeline)
-    names = [box.name for box in pipeline.boxes]
-    outputs = sorted({output.name for box in pipeline.boxes for output in box.outputs})
+    tell = _Names().tell
+    seen: set[str] = set()
+    # A dictionary keeps an order and is quick to look into.
+    names = sorted(output.name for box in pipeline.boxes for output in box.outputs)
+    outputs = dict.fromkeys(names)
     for i, box in enumerate(pipeline.boxes):
         path: Path = ("pipeline", "boxes", i)
-        if box.name in names[:i]:
+        if box.name in seen:
             yield _warning((*path, "name"), box.name, "another box has this name already")
+        seen.add(box.name)
         for j, needed in enumerate(box.inputs):
             if needed.source not in outputs:
-                known = ", ".join(outputs) or "there is no output in this pipeline"
+                known = tell(outputs, needed.source) or "there is no output in this pipeline"
                 yield _error((*path, "inputs", j, "from"), needed.source, known)
 
 
 def _review_stages(pipeline: PipelineSpec) -> Iterator[Finding]:
-    left = [box.name for box in pipeline.boxes]
+    tell = _Names().tell
+    left = Counter(box.name for box in pipeline.boxes)
     for i, stage in enumerate(pipeline.stages):
         path: Path = ("pipeline", "stages", i)
         if stage.type == "fan_out":
@@ -197,34 +240,40 @@ def _review_stages(pipeline: PipelineSpec) -> Iterator[Finding]:
         else:
             wanted = [((*path, "name"), stage.name)]
         for place, name in wanted:
-            if name in left:
-                left.remove(name)
-            else:
-                allowed = ", ".join(left) or "no box is left"
+            if name not in left:
+                allowed = tell(left, name) or "no box is left"
                 yield _error(place, name, allowed, "every box runs once")
+            elif left[name] > 1:
+                left[name] -= 1
+            else:
+                del left[name]
 
 
 def _review_workflow(workflow: WorkflowSpec) -> Iterator[Finding]:
     path: Path = ("workflow", "steps")
     if not workflow.steps:
         yield _error(path, workflow.steps, "at least one step")
-    names = [step.name for step in workflow.steps]
-    known = ", ".join(dict.fromkeys(names))
+    tell = _Names().tell
+    names = {step.name: None for step in workflow.steps}
+    seen: set[str] = set()
     for i, step in enumerate(workflow.steps):
-        if step.name in names[:i]:
+        if step.name in seen:
             hint = "the last step of a name replaces the others"
             yield _warning((*path, i, "name"), step.name, hint)
+        seen.add(step.name)
         if step.mode == "service" and step.timeout_secs is not None:
             allowed = "no timeout_secs together with mode: service"
             yield _error((*path, i, "timeout_secs"), step.timeout_secs, allowed)
         for j, needed in enumerate(step.depends_on):
             if needed not in names:
-                yield _error((*path, i, "depends_on", j), needed, known)
+                yield _error((*path, i, "depends_on", j), needed, tell(names, needed))
         stdin_from = step.run.stdin_from
         if stdin_from is not None and stdin_from not in names:
+            known = tell(names, stdin_from)
             yield _warning((*path, i, "run", "stdin_from"), stdin_from, "it is ignored", known)
     if workflow.output_step is not None and workflow.output_step not in names:
         hint = "a run without its output step never succeeds"
+        known = tell(names, workflow.output_step)
         yield _warning(("workflow", "output_step"), workflow.output_step, hint, known)
     yield from _review_cycles(workflow)
 

@@ -164,7 +164,8 @@ def derive_run_id(name: str, source: bytes, salt: str = "") -> str:
     """
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     slug = re.sub(r"\A[0-9-]+", "", slug)[:_SLUG_LENGTH].rstrip("-") or "run"
-    digest = hashlib.sha256(source + b"\0" + salt.encode()).hexdigest()[:_HASH_DIGITS]
+    words = salt.encode("utf-8", "surrogatepass")  # an argument may be anything but text
+    digest = hashlib.sha256(source + b"\0" + words).hexdigest()[:_HASH_DIGITS]
     return check_run_id(f"{slug}-{digest}")
 
 

@@ -7,7 +7,9 @@ All models are frozen, and a value never changes its type silently (see ``shims.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from difflib import get_close_matches
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,6 +31,9 @@ from shims.core.scalars import (
     resolve,
     to_mapping,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "AgentSpec",
@@ -53,6 +58,8 @@ __all__ = [
     "WorkflowRun",
     "WorkflowSpec",
     "WorkflowStep",
+    "choose_form",
+    "keys_of",
 ]
 
 
@@ -160,19 +167,39 @@ class InlineSkill(Section):
     content: Text
 
 
+def keys_of(model: type[BaseModel]) -> dict[str, str]:
+    """Return the keys of a section as documents write them, each with its attribute."""
+    return {field.alias or name: name for name, field in model.model_fields.items()}
+
+
+# The number sign keeps a tag apart from the keys of the document in pydantic's locations.
+_SKILL_FORMS: dict[str, type[Section]] = {
+    "#image": OciSkill,
+    "#command": McpSkill,
+    "#inline": InlineSkill,
+}
+_MOST_KEYS_COMPARED = 20
+
+
 def _skill_tag(value: Any) -> str:
     """Return which form a skill has; the first that fits wins, as in void-box.
 
-    The number sign keeps a tag apart from the keys of the document in pydantic's locations.
+    Where none fits, it is the one that most keys belong to, misspelt ones included.
     """
-    if not isinstance(value, dict | BaseModel):
+    if isinstance(value, BaseModel):
+        return next(tag for tag, form in _SKILL_FORMS.items() if isinstance(value, form))
+    if not isinstance(value, dict):
         return "#text"
-    keys = set(value) if isinstance(value, dict) else type(value).model_fields.keys()
-    if {"image", "mount"} <= keys:
-        return "#image"
-    if "command" in keys:
-        return "#command"
-    return "#inline" if {"name", "content"} & keys else "#image"
+    for tag, form in _SKILL_FORMS.items():
+        if {key for key, each in form.model_fields.items() if each.is_required()} <= value.keys():
+            return tag
+    return max(_SKILL_FORMS, key=lambda tag: _count_known(value, _SKILL_FORMS[tag]))
+
+
+def _count_known(keys: Iterable[str], form: type[BaseModel]) -> int:
+    known = keys_of(form)
+    some = islice(keys, _MOST_KEYS_COMPARED)
+    return sum(bool(get_close_matches(str(key).lower(), known, 1)) for key in some)
 
 
 Skill = Annotated[
@@ -253,6 +280,15 @@ Stage = Annotated[
     Field(discriminator="type"),
     BeforeValidator(resolve),  # buffered by void-box as well, see Skill
 ]
+
+
+def choose_form(forms: Sequence[type[Section]], data: Mapping[str, object]) -> type[Section]:
+    """Return which of the ``forms`` that one field may have is that of ``data``."""
+    if len(forms) == 1:
+        return forms[0]
+    if BoxStage in forms:
+        return FanOutStage if data.get("type") == "fan_out" else BoxStage
+    return _SKILL_FORMS[_skill_tag(data)]
 
 
 class PipelineSpec(Section):

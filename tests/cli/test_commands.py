@@ -76,6 +76,41 @@ def test_a_missing_file_is_not_found(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "error: none.yaml: no such file\n"
 
 
+@pytest.mark.usefixtures("files")
+def test_json_tells_why_a_file_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", "-o", "json", "none.yaml"]) == 4
+    out, err = capsys.readouterr()
+    (report,) = json.loads(out)
+    assert (report["valid"], err) == (False, "")
+    (finding,) = report["findings"]
+    assert (finding["severity"], finding["message"]) == ("error", "none.yaml: no such file")
+
+
+def test_of_many_findings_the_first_errors_are_shown(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = GOOD + "".join(f"key_{i}: 1\n" for i in range(150)) + "kind_: 1\nsandbox: {vcpus: 0}\n"
+    (files / "many.yaml").write_text(text)
+    assert run(["validate", "many.yaml"]) == 2
+    *shown, last = capsys.readouterr().err.splitlines()
+    assert len(shown) == 100
+    assert shown[0].startswith("error: many.yaml:155:18: sandbox.vcpus")
+    assert last == "many.yaml: 52 more findings are not shown"
+    assert run(["validate", "-o", "json", "many.yaml"]) == 2
+    (report,) = json.loads(capsys.readouterr().out)
+    assert (len(report["findings"]), report["findings_not_shown"]) == (100, 52)
+
+
+def test_warnings_are_told_with_the_errors_that_they_explain(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "bad.yaml").write_text("naem: y\n" + BAD)
+    assert run(["validate", "bad.yaml"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: bad.yaml:1:1: naem: got an unknown key; did you mean 'name'?")
+    assert second.startswith("error: bad.yaml:4:34: agent.timeout_secs")
+
+
 def test_no_backend_is_no_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

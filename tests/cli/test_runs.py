@@ -110,6 +110,14 @@ def test_the_life_of_a_run(spec: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == f"error: there is no run {ref}\n"
 
 
+def test_a_bare_backend_shows_its_help(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spec
+    assert run(["stored"]) == 2
+    shown = "".join(capsys.readouterr())
+    assert shown.startswith("Usage: void-shim stored ")
+    assert "hint:" not in shown
+
+
 def test_render_touches_nothing(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["stored", "render", "--id", "x", "--label", "a=b", spec]) == 0
     assert capsys.readouterr().out == '# x.json\n[["echo", "hello"]]\n'

@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shims.core.document import MAX_BYTES, MAX_DEPTH, format_path
+from shims.core.document import MAX_BYTES, MAX_DEPTH, Mark, format_path, read_document
 from shims.core.findings import SpecError
 from shims.core.loading import LoadedSpec, parse_spec
 
@@ -43,6 +43,15 @@ def _bomb(levels: int) -> bytes:
     return "\n".join(lines).encode()
 
 
+def _copies(count: int, size: int, quote: str = "") -> bytes:
+    text = quote + "x" * size + quote
+    return f"a: &a {text}\nb: [{', '.join(['*a'] * count)}]".encode()
+
+
+def _tags(count: int) -> bytes:
+    return "".join(f"%TAG !{i}! x\n" for i in range(count)).encode() + b"---\nb: 2\n"
+
+
 @pytest.mark.parametrize(
     ("source", "syntax", "message"),
     [
@@ -63,12 +72,22 @@ def _bomb(levels: int) -> bytes:
         (b"\xef\xbb\xbf{}", "json", "broken syntax"),
         (b"a: \x00", "yaml", "broken syntax"),
         (b"a: 1\na: 2", "yaml", "the same key a second time"),
-        (b'{"a": {"b": 1, "b": 2}}', "json", "the same key a second time"),
+        (b'{"a": {"b": 1, "b": 2}}', "json", "a.b: got the same key a second time"),
         (b"a: !!python/object/apply:os.system [ls]", "yaml", "tag tag:yaml.org,2002:python/object"),
         (b"a: !include /etc/passwd", "yaml", "tag !include"),
         (b"a: !!binary aGk=", "yaml", "tag tag:yaml.org,2002:binary"),
         (b"? {a: 1}\n: 2", "yaml", "a key that is no scalar"),
         (b"a: 1\n---\nb: 2\n", "yaml", "a second document"),
+        (_copies(1000, 1_000_000), "yaml", f"more than {MAX_BYTES} characters"),
+        (_copies(3, 2_000_000, "'"), "yaml", f"more than {MAX_BYTES} characters"),
+        (_tags(90_000), "yaml", "a %TAG directive"),
+        (b"\xef\xbb\xbf" + _tags(1), "yaml", "a %TAG directive"),
+        (b"a: 1\n...\n" + _tags(90_000), "yaml", "a %TAG directive"),
+        (b"a: 1\r" + _tags(1), "yaml", "a %TAG directive"),
+        (b"a: [" + b"[]," * 1_300_000 + b"]\n" + _tags(1), "yaml", "more than 100000 values"),
+        (b'{"a": "\\ud800"}', "json", "a: got half of a character"),
+        (b'{"a": {"\\udfff": 1}}', "json", "a: got half of a character"),
+        (b'{"a": {"b": [1, -1E999]}}', "json", "a.b[1]: got a number out of range"),
         (b"a: *nobody", "yaml", "undefined alias"),
         (b"a: 'open", "yaml", "broken syntax"),
         (b"a: b: c", "yaml", "broken syntax"),
@@ -82,6 +101,38 @@ def test_hostile_documents_end_in_one_error(source: bytes, syntax: Syntax, messa
     (error,) = _errors(source, syntax)
     assert message in error
     assert len(error) < 300
+
+
+def test_what_only_looks_like_a_directive_is_text() -> None:
+    source = b'kind: sandbox\nname: x\nsandbox: {env: {A: "b\n%TAG ! c"}}'
+    assert parse_spec(source).spec.sandbox.env == {"A": "b %TAG ! c"}
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "column"),
+    [
+        ('{"a": 1,\n "b": {"c": [],\n  "c": 2}}', 3, 3),
+        ('{"a": [1,\n  NaN]}', 2, 3),
+        ('{"\U0001f600": "\\ud83d\\ude00", "b": "\\uDE00"}', 1, 28),
+        ('{"a": 1e5, "b": 1.0e400}', 1, 17),
+        ("[" * 102 + "]" * 102, 1, 102),
+    ],
+)
+def test_json_errors_have_a_place(source: str, line: int, column: int) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(source.encode(), "json")
+    assert caught.value.findings[0].mark == Mark(line, column)
+
+
+_PAIR = '"k": "\\ud83d\\ude00\x7f [\\"] {,:}"'  # what libyaml refuses, or might take for structure
+
+
+@pytest.mark.timeout(20)
+def test_findings_in_json_have_places_and_are_quick() -> None:
+    keys = ",\n".join(f'"k{i}": "{"v" * 300}"' for i in range(2000))
+    source = f'{{"kind": "sandbox", "name": "x",\n{_PAIR},\n{keys}}}'
+    findings = parse_spec(source.encode(), "json").findings
+    assert [finding.mark for finding in findings] == [Mark(i + 2, 1) for i in range(2001)]
 
 
 @pytest.mark.parametrize("source", [b"", b"~", b"[]", b"- 1", b"'text'", b"5"])
@@ -140,6 +191,31 @@ def test_any_tree_is_loaded_or_refused(tree: dict[str, object]) -> None:
     as_yaml = _load_or_refuse(source, "yaml")
     if as_json is not None and as_yaml is not None:
         assert as_json.spec == as_yaml.spec
+
+
+def _places(value: object, path: Path = ()) -> list[tuple[Path, object]]:
+    inner: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    return [(path, value), *(place for key, each in inner for place in _places(each, (*path, key)))]
+
+
+@given(_TREES, st.sampled_from([None, 1]), st.booleans())
+def test_json_places_are_where_the_values_stand(
+    tree: object, indent: int | None, raw: bool
+) -> None:
+    text = json.dumps(tree, indent=indent, ensure_ascii=not raw)
+    assume("Infinity" not in text)  # Python writes it, and JSON has no such number
+    document = read_document(text.encode(), "json")
+    assert document.data == tree
+    lines = text.split("\n")
+    for path, value in _places(tree):
+        mark = document.find_mark(path)
+        assert mark is not None
+        start = sum(len(line) + 1 for line in lines[: mark.line - 1]) + mark.column - 1
+        assert json.JSONDecoder().raw_decode(text, start)[0] == value
 
 
 @given(st.binary(max_size=200), st.sampled_from(["yaml", "json"]))

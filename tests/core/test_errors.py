@@ -40,6 +40,8 @@ def test_a_hint_follows_the_message() -> None:
         ([1, 2], "a list of 2"),
         (Described("a second key"), "a second key"),
         ("x" * 200, "'" + "x" * 78 + "…"),
+        (Described("a\x1bb"), r"a\x1bb"),
+        ("\x9b\u202e\ud800", r"'\x9b\u202e\ud800'"),
     ],
 )
 def test_values_are_shown_on_one_short_line(value: object, shown: str) -> None:

@@ -265,6 +265,30 @@ def test_warnings(source: str, expected: list[str]) -> None:
     assert _warnings(source) == expected
 
 
+NO_PROBLEM = [
+    AGENT + "agent: {prompt: p}\nllm: {provider: anthropic, credential_proxy: true}",
+    AGENT + "agent: {prompt: p}\nllm: {provider: LM-Studio, credential_proxy: true}",
+    AGENT + "agent: {prompt: p}\npipeline: {boxes: [{name: b, prompt: p, sandbox: {vcpus: 0}}]}",
+    WORKFLOW + STEP + "llm: {provider: ollama, credential_proxy: true}",
+    WORKFLOW + STEP + "pipeline: {boxes: [{name: b, prompt: p, sandbox: {memory_mb: 8}}]}",
+    "kind: sandbox\nname: x\nllm: {provider: codex, credential_proxy: true}",
+]
+
+
+@pytest.mark.parametrize("source", NO_PROBLEM)
+def test_what_void_box_never_looks_at_is_no_error(source: str) -> None:
+    assert all(each.severity is Severity.WARNING for each in parse_spec(source.encode()).findings)
+
+
+@pytest.mark.parametrize("provider", ["claude-personal", "Codex", "ollama", "custom"])
+def test_a_proxy_of_credentials_is_for_claude(provider: str) -> None:
+    llm = f"llm: {{provider: {provider}, credential_proxy: true}}"
+    (error,) = _errors(AGENT + "agent: {prompt: p}\n" + llm)
+    assert error.endswith(f"allowed: false for provider {provider.lower()}")
+    box = f"    - {{name: a, prompt: p, {llm}, sandbox: {{memory_mb: 8}}}}\n"
+    assert len(_errors(PIPELINE + box)) == 2
+
+
 def test_strict_makes_unknown_keys_errors_and_nothing_else() -> None:
     source = b"kind: sandbox\nname: a/b\nfoo: 1\n"
     with pytest.raises(SpecError) as caught:

@@ -102,6 +102,7 @@ def test_any_name_gives_a_good_id_and_always_the_same(name: str, source: bytes, 
 
 
 def test_a_derived_id_can_be_recognised() -> None:
+    assert derive_run_id("x", b"", "\ud800") != derive_run_id("x", b"", "\udcff")  # any argument
     assert derive_run_id("My Agent/2", b"").startswith("my-agent-2-")
     assert derive_run_id("42 things", b"").startswith("things-")
     assert derive_run_id("日本", b"").startswith("run-")

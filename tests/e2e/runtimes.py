@@ -80,7 +80,7 @@ def build_guest(state: Path) -> str:
     Raises ``RuntimeError`` with the builder's words if it cannot be built.
     """
     built = subprocess.run(
-        [sys.executable, "-m", "shims.guest.image.cli", "build"],
+        [sys.executable, "-m", "shims.cli.guest", "build"],
         cwd=REPOSITORY,
         env={**os.environ, "VOID_SHIMS_STATE": str(state)},
         capture_output=True,

@@ -89,7 +89,7 @@ def prepare_host(directory: Path) -> Iterator[RealHost]:
         VOID_SHIMS_VENV=sys.prefix,
         PYTHONPATH=str(REPOSITORY),
     )
-    builder = [sys.executable, "-m", "shims.guest.image.cli", "build"]
+    builder = [sys.executable, "-m", "shims.cli.guest", "build"]
     subprocess.run(builder, env=environ, cwd=directory, check=True, capture_output=True)
     try:
         yield RealHost(environ, run_dir)

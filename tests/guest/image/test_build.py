@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from shims.cli.guest import void_guest
 from shims.core.errors import InputError, NotFound
 from shims.guest.image import GuestImage, find_guest_image, hold_guest_image
 from shims.guest.image.build import build_guest_image
 from shims.guest.image.care import collect_garbage, verify_image
-from shims.guest.image.cli import void_guest
 from tests.guest.image.builders import bzimage, elf_kernel, install_kernel, static_program
 
 

@@ -7,11 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from shims.core.errors import ExitCode, ShimError
+from shims.cli.entry import main_of, version_option
+from shims.cli.output import OUTPUT_OPTION, print_json
+from shims.core.errors import ExitCode
 from shims.core.paths import state_dir
 from shims.guest.image.build import build_guest_image
 from shims.guest.image.care import collect_garbage, verify_image
@@ -22,20 +24,25 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_NAME = "void-guest"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_output = click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print."
-)
 _which = click.argument("digest", required=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option(_NAME)
 def void_guest() -> None:
     """Guest images: the kernel and initramfs that every microVM of this host boots.
 
     An image is made of the host's own kernel package and of void-init, our PID 1. It is named by
     the digest of its content, shared by all VMs, and never changes. The shim builds a missing
     image at the first start of a container; building it here first takes a second off that start.
+
+    \b
+    Examples:
+      void-guest build
+      void-guest show
+      void-guest verify && void-guest gc
     """
 
 
@@ -44,7 +51,7 @@ def void_guest() -> None:
 @click.option("--initramfs", type=_FILE, help="A finished cpio archive (brings its own PID 1).")
 @click.option("--init", type=_FILE, help="Another void-init: a static program that runs as PID 1.")
 @click.option("--module", "modules", multiple=True, metavar="NAME", help="One more kernel module.")
-@_output
+@OUTPUT_OPTION
 def build(
     kernel: Path | None, initramfs: Path | None, init: Path | None, modules: tuple[str, ...],
     output: str,
@@ -71,12 +78,18 @@ def build(
 @void_guest.command()
 @_which
 @click.option("--all", "everything", is_flag=True, help="Every stored image, the newest first.")
-@_output
+@OUTPUT_OPTION
 def show(digest: str | None, everything: bool, output: str) -> None:
-    """Show the image that VMs boot now, the one of DIGEST (or its beginning), or all."""
+    """Show the image that VMs boot now, the one of DIGEST (or its beginning), or all.
+
+    \b
+    Examples:
+      void-guest show
+      void-guest show --all -o json | jq -r '.[].directory'
+    """
     images = stored_images(_store()) if everything else [_find(digest)]
     if everything and output == "json":
-        click.echo(json.dumps([_describe(image) for image in images], indent=2))
+        print_json([_describe(image) for image in images])
         return
     for image in images:
         _print_image(image, output)
@@ -84,36 +97,45 @@ def show(digest: str | None, everything: bool, output: str) -> None:
 
 @void_guest.command()
 @_which
-@_output
+@OUTPUT_OPTION
 def verify(digest: str | None, output: str) -> None:
     """Read an image in full and compare it with its manifest. A damaged image exits with 1.
 
     A damaged image is replaced by `void-guest gc` followed by `void-guest build`.
+
+    \b
+    Examples:
+      void-guest verify
     """
     image = _find(digest)
     wrong = verify_image(image)
     if output == "json":
-        click.echo(json.dumps({"digest": image.digest, "intact": not wrong, "wrong": wrong}))
+        print_json({"digest": image.digest, "intact": not wrong, "wrong": wrong})
     else:
         click.echo("\n".join(wrong) if wrong else f"{image.digest} is intact")
     if wrong:
-        sys.exit(ExitCode.FAILED)
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 @void_guest.command()
 @click.option("--keep", type=click.IntRange(0), default=1, show_default=True,
               help="How many of the newest images to keep besides the current one.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@_output
+@OUTPUT_OPTION
 def gc(keep: int, dry_run: bool, output: str) -> None:
     """Remove images that no VM needs: neither current, nor among the newest, nor being booted.
 
     Running VMs do not need their image any more: it is in their memory.
+
+    \b
+    Examples:
+      void-guest gc --dry-run
+      void-guest gc --keep 0               keep the current image only
     """
     done = collect_garbage(state_dir(), keep=keep, dry_run=dry_run)
     if output == "json":
         report = {"removed": done.removed, "kept": done.kept, "freed_bytes": done.freed}
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     verb = "would remove" if dry_run else "removed"
     for digest in done.removed:
@@ -141,7 +163,7 @@ def _describe(image: GuestImage) -> dict[str, Any]:
 
 def _print_image(image: GuestImage, output: str, seconds: float | None = None) -> None:
     if output == "json":
-        click.echo(json.dumps(_describe(image), indent=2))
+        print_json(_describe(image))
         return
     sizes = [path.stat().st_size / (1 << 20) for path in (image.kernel, image.initramfs)]
     click.echo(f"digest     {image.digest}")
@@ -164,13 +186,9 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(text)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run ``void-guest`` and exit with the code of ``shims.core.errors.ExitCode``."""
-    try:
-        void_guest(prog_name="void-guest", standalone_mode=True)
-    except ShimError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    main_of(void_guest, _NAME)
 
 
 if __name__ == "__main__":
