@@ -107,6 +107,8 @@ def _classify(
         found = look(source)
     except OSError as error:
         raise InputError(field, source, f"an existing path ({error.strerror})") from error
+    except ValueError as error:  # a NUL byte, or no text at all
+        raise InputError(field, source, f"a path of the host ({error})") from error
     kind = stat.S_IFMT(found.st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise InputError(field, source, "a file or directory", hint=_advice(kind))
