@@ -140,4 +140,7 @@ def _advice(kind: int) -> str:
         return "a socket of the host does not reach into a microVM: use the network"
     if kind == stat.S_IFIFO:
         return "a fifo of the host does not reach into a microVM: use stdin and stdout"
-    return "a device of the host does not reach into a microVM: use a volume of mode Block"
+    return (
+        "a device of the host does not reach into a microVM: mount a disk's file system on the host,"
+        " and give the directory"
+    )
