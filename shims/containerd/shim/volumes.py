@@ -141,6 +141,6 @@ def _advice(kind: int) -> str:
     if kind == stat.S_IFIFO:
         return "a fifo of the host does not reach into a microVM: use stdin and stdout"
     return (
-        "a device of the host does not reach into a microVM: mount a disk's file system on the host,"
-        " and give the directory"
+        "a device of the host does not reach into a microVM: mount a disk's file system on the"
+        " host, and give the directory"
     )
