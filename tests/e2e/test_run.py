@@ -277,6 +277,37 @@ def test_a_senseless_size_is_refused_with_its_field(bench: Workbench, only: Only
     assert "plenty" in answer.complaint
 
 
+_SIZE = "grep -c ^processor /proc/cpuinfo; cat /sys/fs/cgroup/memory.max"
+
+
+def test_the_runtimes_options_are_settings(bench: Workbench, only: Only, tmp_path: Path) -> None:
+    """A file named to ctr, as the options of a runtime's entry are to the CRI."""
+    only(VOIDBOX, "it has no VM to set")
+    config = tmp_path / "config.toml"
+    config.write_text("[vm]\nvcpus = 2\nmemory = '300Mi'\n")
+    given = ("--runtime-config-path", str(config))
+    see = ("--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro")
+    sizes = bench.run("sh", "-c", _SIZE, options=(*given, *see)).split()
+    assert sizes == ["2", str(300 << 20)]
+    mine = ("--annotation", "dev.void-box.vm.vcpus=1")
+    sizes = bench.run("sh", "-c", _SIZE, options=(*given, *see, *mine)).split()
+    assert sizes == ["1", str(300 << 20)]
+
+
+@pytest.mark.parametrize("text", ["vcpu = 2", None], ids=["unknown-name", "no-file"])
+def test_senseless_options_are_refused_with_their_file(
+    bench: Workbench, only: Only, tmp_path: Path, text: str | None
+) -> None:
+    only(VOIDBOX, "it has no VM to set")
+    config = tmp_path / "config.toml"
+    if text is not None:
+        config.write_text(text)
+    options = ("--runtime-config-path", str(config))
+    answer = bench.ctr(*bench.site.run_words(bench.name(), "true", options=options), check=False)
+    assert answer.status != 0
+    assert f"{config}: {'no such' if text is None else 'vcpu'}" in answer.complaint
+
+
 def test_checkpoint_is_refused_clearly(bench: Workbench, only: Only) -> None:
     only(VOIDBOX, "it needs criu")
     answer = bench.ctr("task", "checkpoint", bench.start(), check=False)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from protos.gen.runtimeoptions.v1 import options_pb2
 from shims.containerd.shim import daemon
 from shims.containerd.shim.attach import LocalSupplies
+from shims.containerd.shim.config import SYSTEM_CONFIG
 from shims.containerd.shim.early import (
     GroupId,
     early_config,
@@ -34,8 +36,6 @@ from tests.containerd.shim.harness import NAMESPACES, Recorder, ShimUnderTest
 from tests.containerd.shim.real import LAUNCHER
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from shims.containerd.shim.daemon import Launch
     from shims.guest.image.find import GuestImage
     from tests.containerd.shim.harness import FakeShim
@@ -228,15 +228,15 @@ def test_the_early_start_may_fail_with_anything(
     assert capsys.readouterr().err.count("no such luck") == 2
 
 
-@pytest.mark.parametrize(
-    "changes", [{"mounts": [None]}, {"root": "x"}, {"linux": {"cgroupsPath": "a\0b"}}]
-)
-async def test_the_daemon_lives_to_say_it(tmp_path: Path, changes: dict[str, Any]) -> None:
-    shim = ShimUnderTest(cast("Client", None), tmp_path, Recorder())
+async def _create_by_daemon(
+    directory: Path, *before: str, **changes: Any
+) -> tuple[RpcError, RpcError]:
+    """Start a daemon as containerd does, and return what it answers to Create, asked twice."""
+    shim = ShimUnderTest(cast("Client", None), directory, Recorder())
     bundle = shim.bundle("c", "true", **changes)
-    environ = dict(os.environ, VOID_SHIMS_STATE=str(tmp_path / "s"), VOID_SHIMS_VENV=sys.prefix)
-    environ |= {"VOID_SHIMS_RUN": str(tmp_path / "r"), "VOID_SHIMS_NURSERY": "off"}
-    words = [str(LAUNCHER), "-namespace", "tests", "-address", "/nowhere", "-id", "c",
+    environ = dict(os.environ, VOID_SHIMS_STATE=str(directory / "s"), VOID_SHIMS_VENV=sys.prefix)
+    environ |= {"VOID_SHIMS_RUN": str(directory / "r"), "VOID_SHIMS_NURSERY": "off"}
+    words = [*before, str(LAUNCHER), "-namespace", "tests", "-address", "/nowhere", "-id", "c",
              "-publish-binary", "/bin/true", "-bundle", str(bundle)]  # fmt: skip
 
     def run(action: str) -> str:
@@ -249,10 +249,42 @@ async def test_the_daemon_lives_to_say_it(tmp_path: Path, changes: dict[str, Any
     address = run("start").strip()
     try:
         shim.client = await Client.connect(address.removeprefix("unix://"))
-        for _ in range(2):  # it is there for the next question, too
+        answers = []
+        for _ in range(2):
             with pytest.raises(RpcError) as caught:
                 await shim.call("Create", id="c", bundle=str(bundle))
-            assert caught.value.code is Code.INVALID_ARGUMENT
+            answers.append(caught.value)
         await shim.client.close()
     finally:
         run("delete")
+    return answers[0], answers[1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mounts": [None]}, {"root": "x"}, {"linux": {"cgroupsPath": "a\0b"}}]
+)
+async def test_the_daemon_lives_to_say_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+    for answer in await _create_by_daemon(tmp_path, **changes):
+        assert answer.code is Code.INVALID_ARGUMENT
+        assert next(iter(changes)) in answer.message
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vcpu = 2", f"{SYSTEM_CONFIG}: vcpu: "),
+        ("template = 'off'", "template: got 'shared'; allowed: off: this host's setting is off"),
+    ],
+)
+async def test_the_daemon_reads_the_hosts_settings(tmp_path: Path, text: str, words: str) -> None:
+    """Those of /etc: a mount namespace of the shim's own shows it ours, and nobody else."""
+    config = Path(f"{tmp_path}/etc", *Path(SYSTEM_CONFIG).parts[2:])
+    config.parent.mkdir(parents=True)
+    config.write_text(text)
+    show = 'mount -t overlay -o "lowerdir=$0:/etc" overlay /etc && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", show, f"{tmp_path}/etc")
+    laxer = {"dev.void-box.vm.template": "shared"}
+    for answer in await _create_by_daemon(tmp_path, *before, annotations=laxer):
+        assert answer.code is Code.INVALID_ARGUMENT
+        assert words in answer.message
