@@ -253,8 +253,15 @@ def test_out_of_memory_ends_with_137_and_an_event(bench: Workbench) -> None:
     [
         (("--with-ns", "pid:/proc/1/ns/pid"), ["pid"]),
         (("--device", "/dev/kmsg"), ["/dev/kmsg", "volume"]),
+        (
+            (
+                *("--annotation", "dev.void-box.vm.machine=microvm"),
+                *("--mount", "type=bind,src=/tmp,dst=/mnt,options=rbind:rw"),
+            ),
+            ["machine: got 'microvm'", "q35 or auto"],
+        ),
     ],
-    ids=["host-pids", "host-device"],
+    ids=["host-pids", "host-device", "share-without-pci"],
 )
 def test_what_no_vm_can_do_is_refused_by_name(
     bench: Workbench, only: Only, options: tuple[str, ...], words: list[str]
