@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.e2e.containerds import Containerd, start_containerd
 from tests.e2e.ctr import Answer, CtrError
 from tests.e2e.images import IMAGE, build_image, find_busybox
-from tests.e2e.leaks import assert_clean, remove_cgroups, take_snapshot
+from tests.e2e.leaks import assert_clean, command_line, remove_cgroups, take_snapshot
 from tests.e2e.packages import Unavailable, installed_release
 from tests.e2e.runtimes import VOIDBOX, build_guest, install_programs, shim_environment
 from tests.e2e.workbench import Site
@@ -151,13 +151,21 @@ def _play(stage: Stage) -> None:
     busybox = find_busybox()
     if busybox is None:
         raise Unavailable("no static busybox; apt-get install busybox-static")
+    demo, helpers = _act(stage, busybox)
+    if left := [line for pid in helpers if (line := command_line(pid))]:
+        raise RuntimeError(f"still running: {', '.join(left)}")
+    demo.summary(f"nothing but {demo.site.void_state}: guest image, layers, logs")
+
+
+def _act(stage: Stage, busybox: Path) -> tuple[Demo, list[int]]:
+    """Play all acts, and end everything; return the pids of what served all containers together."""
     with ExitStack() as stack:
         root = Path(tempfile.mkdtemp(prefix="vd-", dir="/tmp"))
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         state = Path(os.environ.get("VOID_SHIMS_STATE", "/var/lib/void-shims"))
         _build_guest(stage, state)
         site = _start(stage, stack, root, state, busybox)
-        before = take_snapshot(site.scope([]))
+        before = take_snapshot(site.scope())
         demo = Demo(stage, site)
         try:
             demo.starts()
@@ -166,9 +174,13 @@ def _play(stage: Stage) -> None:
         except CtrError:
             stage.output(site.daemon.log_tail(15))
             raise
-        names = ["first", "second", "proof", "third"]
-        assert_clean(site.scope(names), before)
-        demo.summary("nothing: no process, mount, socket, cgroup or file")
+        assert_clean(site.scope(), before)
+        helpers = site.daemon.descendants()
+        stage.heading("The end")
+        stage.note("no process, mount, socket, cgroup or file of a container is left")
+        stage.note(f"containerd ends, and {len(helpers)} processes that all containers shared:")
+        stage.note("the keeper of templates and the nursery of shims, ready for the next container")
+    return demo, [*helpers, site.daemon.pid]
 
 
 def _build_guest(stage: Stage, state: Path) -> None:

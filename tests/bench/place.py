@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,15 +80,18 @@ def open_place() -> Iterator[Place]:
             f"data/many/{n % 40}/{n}": b"x" * 100 for n in range(SMALL_FILES)
         }
         image = build_image(busybox, root / "image.tar", files)
-        with start_containerd(
-            installed_release(), root, programs=programs, namespace=namespace, environ=environ
-        ) as daemon:
+        with (
+            start_containerd(
+                installed_release(), root, programs=programs, namespace=namespace, environ=environ
+            ) as daemon,
+            ExitStack() as stack,
+        ):
             daemon.ctr()("image", "import", image)
             ours = Site(daemon, VOIDBOX, busybox, root / "vr", state)
             yield Place(
                 daemon,
-                Workbench(ours),
-                Workbench(replace(ours, runtime=RUNC)),
+                Workbench(ours, stack),
+                Workbench(replace(ours, runtime=RUNC), stack),
                 programs,
                 root / "vr",
                 state,

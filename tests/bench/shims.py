@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.table import Row, median
-from tests.e2e.leaks import matching, shim_socket
+from tests.e2e.leaks import matching
 from tests.e2e.reaper import descendants_of
 from tests.e2e.runtimes import RUNC, VOIDBOX, Runtime
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.bench.place import Place
 
 __all__ = ["measure_start"]
@@ -63,6 +63,10 @@ def _start_once(place: Place, runtime: Runtime, name: str) -> float:
         subprocess.run([*argv, "-bundle", str(bundle), "delete"], cwd=bundle, env=env,
                        capture_output=True, timeout=30)  # fmt: skip
         os.close(log)
-        socket = shim_socket(address, place.daemon.namespace, name)
-        if os.path.exists(socket):
-            os.unlink(socket)
+        _runc_socket(address, place.daemon.namespace, name).unlink(missing_ok=True)
+
+
+def _runc_socket(address: str, namespace: str, group: str) -> Path:
+    """Return where the shim of a group listens, as containerd's own shims name it."""
+    name = hashlib.sha256(os.path.join(address, namespace, group).encode()).hexdigest()
+    return Path("/run/containerd/s", name)

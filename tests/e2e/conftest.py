@@ -133,12 +133,13 @@ def any_site(
 
 def _workbench(site: Site) -> Iterator[Workbench]:
     """Remove the test's containers and insist that nothing of them is left."""
-    bench = Workbench(site)
-    before = take_snapshot(site.scope([]))
-    yield bench
-    for name in bench.names:
-        bench.ctr.remove(name)
-    assert_clean(site.scope(bench.names), before, within=_REST)
+    with ExitStack() as stack:
+        bench = Workbench(site, stack)
+        before = take_snapshot(site.scope())
+        yield bench
+        for name in bench.names:
+            bench.ctr.remove(name)
+        assert_clean(site.scope(bench.networks), before, within=_REST)
 
 
 @pytest.fixture

@@ -1,20 +1,21 @@
 """Count what a test leaves behind: take a snapshot before, one after, and compare.
 
 Only what can be ours is looked at, because other tests may run on the same host: descendants of
-one reaper, paths below given directories, cgroups of one containerd namespace, sockets with the
-names that the shim contract gives to our containers.
+one reaper, paths below given directories, cgroups of one containerd namespace, and the network
+namespaces that a test made for its containers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shims.microvm.netns import TAP_NAME
 from tests.e2e.reaper import descendants_of, mounts_below
 
 if TYPE_CHECKING:
@@ -26,15 +27,13 @@ __all__ = [
     "assert_clean",
     "matching",
     "remove_cgroups",
-    "shim_socket",
     "take_snapshot",
 ]
 
 _LOOK_AGAIN = 0.1
-_SHIM_SOCKETS = Path("/run/containerd/s")
 # Descriptors of a daemon that come and go with its own work (timers, its database, a client).
 _FD_NOISE = 4
-_OUR_LINKS = ("tap", "vb", "void")
+_NETNS = Path("/run/netns")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class Scope:
     directories: tuple[Path, ...]  # mounts, sockets and files below them are ours
     kept: tuple[Path, ...] = ()  # caches, logs and locks: these, and what is below them, may stay
     standing: tuple[Path, ...] = ()  # directories that may stay, but nothing in them
-    sockets: frozenset[str] = frozenset()  # in the directory that all shims share
-    lasting: tuple[str, ...] = ()  # a process with such a word in its command line may stay
+    networks: tuple[str, ...] = ()  # network namespaces that only our containers' VMs join
+    # A process with such a word in its command line may stay, with the descriptors that it had.
+    lasting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,28 @@ class Snapshot:
     processes: frozenset[str] = field(default_factory=frozenset)
     mounts: frozenset[str] = field(default_factory=frozenset)
     sockets: frozenset[str] = field(default_factory=frozenset)
-    taps: frozenset[str] = field(default_factory=frozenset)
+    networks: frozenset[str] = field(default_factory=frozenset)
     cgroups: frozenset[str] = field(default_factory=frozenset)
     files: frozenset[str] = field(default_factory=frozenset)
     fds: dict[int, int] = field(default_factory=dict)
+    lasting_fds: dict[int, int] = field(default_factory=dict)
 
     def beyond(self, baseline: Snapshot) -> list[str]:
         """Return what is here and was not in ``baseline``, a line each."""
         found = [
             f"{item.name}: {name}"
             for item in fields(self)
-            if item.name != "fds"
+            if item.name not in ("fds", "lasting_fds")
             for name in sorted(getattr(self, item.name) - getattr(baseline, item.name))
         ]
-        for pid, count in self.fds.items():
-            before = baseline.fds.get(pid, count)
-            if count > before + _FD_NOISE:
-                found.append(f"fds: process {pid} has {count}, had {before}")
+        for now, then, noise in (
+            (self.fds, baseline.fds, _FD_NOISE),
+            (self.lasting_fds, baseline.lasting_fds, 0),
+        ):
+            for pid, count in now.items():
+                before = then.get(pid, count)
+                if count > before + noise:
+                    found.append(f"fds: process {pid} has {count}, had {before}")
         return found
 
 
@@ -86,12 +91,11 @@ def take_snapshot(scope: Scope) -> Snapshot:
             point for directory in scope.directories for point in mounts_below(str(directory))
         ),
         sockets=frozenset(_sockets(scope)),
-        taps=frozenset(
-            name for name in os.listdir("/sys/class/net") if name.startswith(_OUR_LINKS)
-        ),
+        networks=frozenset(left for name in scope.networks for left in _in_network(name)),
         cgroups=frozenset(_cgroups(scope.namespace)),
         files=frozenset(_files(scope)),
         fds={pid: _descriptors(pid) for pid in scope.daemons},
+        lasting_fds={pid: _descriptors(pid) for pid in _lasting(scope)},
     )
 
 
@@ -103,12 +107,6 @@ def assert_clean(scope: Scope, baseline: Snapshot, *, within: float = 10.0) -> N
         if time.monotonic() > deadline:
             raise AssertionError(f"left behind after {within:.0f} s:\n  " + "\n  ".join(left))
         pause.wait(_LOOK_AGAIN)
-
-
-def shim_socket(address: str, namespace: str, group: str) -> str:
-    """Return the path on which the shim of a group listens, as containerd's shims name it."""
-    name = hashlib.sha256(os.path.join(address, namespace, group).encode()).hexdigest()
-    return str(_SHIM_SOCKETS / name)
 
 
 def command_line(pid: int) -> str:
@@ -128,18 +126,30 @@ def _processes(scope: Scope) -> Iterator[str]:
         yield f"{pid} {line[:160]}"
 
 
+def _lasting(scope: Scope) -> Iterator[int]:
+    for pid in descendants_of(scope.reaper):
+        if any(word in command_line(pid) for word in scope.lasting):
+            yield pid
+
+
+def _in_network(name: str) -> Iterator[str]:
+    """Tell what a VM brought into a network namespace: its tap, and the redirect to it."""
+    if not (_NETNS / name).exists():
+        return
+    for words, ours in ((("ip", "-n", name, "-o", "link"), TAP_NAME),
+                        (("tc", "-n", name, "qdisc"), "ingress")):  # fmt: skip
+        listed = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
+        yield from (f"{name}: {line[:60]}" for line in listed.stdout.splitlines() if ours in line)
+
+
 def _sockets(scope: Scope) -> Iterator[str]:
     with open("/proc/net/unix") as handle:
         for line in handle:
             path = line.split(None, 7)[7].strip() if line.count(" ") > 6 and "/" in line else ""
-            if path in scope.sockets or (
-                any(path.startswith(f"{directory}/") for directory in scope.directories)
-                and not any(path.startswith(str(place)) for place in scope.kept)
+            if any(path.startswith(f"{directory}/") for directory in scope.directories) and not any(
+                path.startswith(str(place)) for place in scope.kept
             ):
                 yield path
-    for path in scope.sockets:
-        if os.path.exists(path):
-            yield f"{path} (file)"
 
 
 def _cgroups(namespace: str) -> Iterator[str]:
@@ -191,10 +201,17 @@ def is_unfinished(name: str) -> bool:
 
 
 def _descriptors(pid: int) -> int:
+    """Count open files; not memory, which a keeper of templates holds more of with each kind."""
+    found = 0
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found += not os.readlink(f"/proc/{pid}/fd/{name}").startswith("/memfd:")
+            except FileNotFoundError:
+                continue  # closed while we looked
     except OSError:
         return 0
+    return found
 
 
 def matching(pids: Iterable[int], *words: str) -> list[int]:

@@ -16,12 +16,14 @@ from tests.e2e.ctr import eventually
 from tests.e2e.leaks import command_line, matching
 from tests.e2e.runtimes import VOIDBOX, Runtime
 from tests.e2e.test_faults import kill_process
-from tests.microvm.nets import PEER, POD, POD6, Pair, make_pair
+from tests.e2e.workbench import joining
+from tests.microvm.nets import PEER, POD, POD6
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.e2e.workbench import Workbench
+    from tests.microvm.nets import Pair
 
 pytestmark = [
     pytest.mark.root,
@@ -34,13 +36,11 @@ _PORT = "8080"
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    with make_pair() as made:
-        yield made
-
-
-def joining(pair: Pair) -> tuple[str, ...]:
-    return ("--with-ns", f"network:{pair.path}")
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """A network that outlives the test's containers, so that what they leave in it is seen."""
+    name = "own_bench" if "own_bench" in request.fixturenames else "bench"
+    bench: Workbench = request.getfixturevalue(name)
+    return bench.add_network()
 
 
 def answers(pair: Pair) -> bool:

@@ -253,8 +253,15 @@ def test_out_of_memory_ends_with_137_and_an_event(bench: Workbench) -> None:
     [
         (("--with-ns", "pid:/proc/1/ns/pid"), ["pid"]),
         (("--device", "/dev/kmsg"), ["/dev/kmsg", "volume"]),
+        (
+            (
+                *("--annotation", "dev.void-box.vm.machine=microvm"),
+                *("--mount", "type=bind,src=/tmp,dst=/mnt,options=rbind:rw"),
+            ),
+            ["machine: got 'microvm'", "q35 or auto"],
+        ),
     ],
-    ids=["host-pids", "host-device"],
+    ids=["host-pids", "host-device", "share-without-pci"],
 )
 def test_what_no_vm_can_do_is_refused_by_name(
     bench: Workbench, only: Only, options: tuple[str, ...], words: list[str]
@@ -275,6 +282,37 @@ def test_a_senseless_size_is_refused_with_its_field(bench: Workbench, only: Only
     assert answer.status != 0
     assert "dev.void-box.vm.memory" in answer.complaint
     assert "plenty" in answer.complaint
+
+
+_SIZE = "grep -c ^processor /proc/cpuinfo; cat /sys/fs/cgroup/memory.max"
+
+
+def test_the_runtimes_options_are_settings(bench: Workbench, only: Only, tmp_path: Path) -> None:
+    """A file named to ctr, as the options of a runtime's entry are to the CRI."""
+    only(VOIDBOX, "it has no VM to set")
+    config = tmp_path / "config.toml"
+    config.write_text("[vm]\nvcpus = 2\nmemory = '300Mi'\n")
+    given = ("--runtime-config-path", str(config))
+    see = ("--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro")
+    sizes = bench.run("sh", "-c", _SIZE, options=(*given, *see)).split()
+    assert sizes == ["2", str(300 << 20)]
+    mine = ("--annotation", "dev.void-box.vm.vcpus=1")
+    sizes = bench.run("sh", "-c", _SIZE, options=(*given, *see, *mine)).split()
+    assert sizes == ["1", str(300 << 20)]
+
+
+@pytest.mark.parametrize("text", ["vcpu = 2", None], ids=["unknown-name", "no-file"])
+def test_senseless_options_are_refused_with_their_file(
+    bench: Workbench, only: Only, tmp_path: Path, text: str | None
+) -> None:
+    only(VOIDBOX, "it has no VM to set")
+    config = tmp_path / "config.toml"
+    if text is not None:
+        config.write_text(text)
+    options = ("--runtime-config-path", str(config))
+    answer = bench.ctr(*bench.site.run_words(bench.name(), "true", options=options), check=False)
+    assert answer.status != 0
+    assert f"{config}: {'no such' if text is None else 'vcpu'}" in answer.complaint
 
 
 def test_checkpoint_is_refused_clearly(bench: Workbench, only: Only) -> None:

@@ -2,8 +2,8 @@
 
 The suite is fetched as the Go module that it is (or taken from the source tree that
 ``VOID_SHIMTEST_SOURCE`` names), built with its own Makefile, and run against our binary with a
-profile. It needs no containerd. What we leave out, and why, is listed here; the suite's own skips
-show in the test's output.
+profile. It needs no containerd. What we leave out, and why, is listed here; a skip of the suite's
+own that is not is a failure.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ RAN = {
 }
 """Groups of the suite that must have run, by tests of theirs that must have passed."""
 
+OWN_SKIPS = {
+    "FuzzTransferMissing": SKIPPED["transfer"],
+}
+"""Tests that the suite itself may skip on our profile, each with its reason."""
+
 STRESS = "runs for minutes; tests/e2e/test_faults.py and test_streams.py count leaks instead"
 
 
@@ -63,6 +68,12 @@ def missing_passes(verdicts: Mapping[str, str]) -> list[str]:
         for test in tests
         if found.get(test) != "PASS"
     ]
+
+
+def unexplained_skips(verdicts: Mapping[str, str]) -> list[str]:
+    """Return the tests that the suite skipped, but none of those in ``OWN_SKIPS``."""
+    return [name for name, verdict in verdicts.items()
+            if verdict == "SKIP" and name not in OWN_SKIPS]  # fmt: skip
 
 
 def write_profile(path: Path, shim: Path, environ: Mapping[str, str]) -> Path:
@@ -140,6 +151,7 @@ def test_shimtest_passes(tmp_path: Path) -> None:
     assert not failed, ran.stdout[-20_000:]
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     assert not missing_passes(verdicts)
+    assert not unexplained_skips(verdicts), ran.stdout[-4000:]
 
 
 def test_verdicts_are_read_from_nested_tests() -> None:
@@ -163,7 +175,7 @@ def test_verdicts_are_read_from_nested_tests() -> None:
 def test_the_profile_leaves_out_what_has_a_reason(tmp_path: Path) -> None:
     written = json.loads(write_profile(tmp_path / "p.json", Path("/shim"), {"A": "b"}).read_text())
     assert written["skip"] == sorted(SKIPPED)
-    assert all(len(reason) > 20 for reason in [*SKIPPED.values(), STRESS])
+    assert all(len(reason) > 20 for reason in [*SKIPPED.values(), *OWN_SKIPS.values(), STRESS])
     assert {"exec", "oom"}.isdisjoint(written["skip"])
 
 
@@ -175,3 +187,14 @@ def test_a_group_that_did_not_run_is_missed() -> None:
     every["TestShim/voidbox/Clock"] = "SKIP"
     every["TestShim/voidbox/ExitCodes/OOM"] = "PASS"
     assert missing_passes(every) == ["exec/Clock: SKIP", "oom/OOM: did not run"]
+
+
+@pytest.mark.parametrize("test", ["FastExitInit", "LargeFileRead", "ExitCodes/Exit42"])
+def test_a_skip_without_a_reason_is_told(test: str) -> None:
+    """Also of a test that ``RAN`` does not name, and of a part of one."""
+    every = {f"TestShim/voidbox/{test}": "PASS" for tests in RAN.values() for test in tests}
+    every["FuzzTransferMissing"] = "SKIP"
+    assert not unexplained_skips(every)
+    every[f"TestShim/voidbox/{test}"] = "SKIP"
+    assert unexplained_skips(every) == [f"TestShim/voidbox/{test}"]
+    assert unexplained_skips({"TestShim/voidbox": "SKIP"}) == ["TestShim/voidbox"]

@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING
 
 from tests.e2e.ctr import eventually
 from tests.e2e.images import IMAGE
-from tests.e2e.leaks import Scope, shim_socket
+from tests.e2e.leaks import Scope
+from tests.microvm.nets import Pair, make_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import ExitStack
     from pathlib import Path
 
     from tests.e2e.containerds import Containerd
     from tests.e2e.ctr import Ctr
     from tests.e2e.runtimes import Runtime
 
-__all__ = ["Site", "Workbench"]
+__all__ = ["Site", "Workbench", "joining"]
+
+
+def joining(pair: Pair) -> tuple[str, ...]:
+    """Return the options of ``ctr run`` for a container that has this network."""
+    return ("--with-ns", f"network:{pair.path}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class Site:
         own = ("--runtime", self.runtime.name, "--fifo-dir", str(self.daemon.root / "fifo"))
         return ["run", *own, *options, IMAGE, container, *command]
 
-    def scope(self, containers: list[str]) -> Scope:
-        """Return where leaks of these containers would be."""
+    def scope(self, networks: Iterable[Pair] = ()) -> Scope:
+        """Return where leaks of containers would be, some of which had these networks."""
         daemon = self.daemon
         return Scope(
             reaper=daemon.reaper_pid,
@@ -59,22 +67,28 @@ class Site:
                 *(self.void_run / name for name in ("s", "shim", "vm")),
                 self.void_run / "shim" / daemon.namespace,
             ),
-            sockets=frozenset(
-                shim_socket(daemon.address, daemon.namespace, name)
-                for name in containers
-                if self.runtime.is_vm  # a killed runc shim leaves its socket's file for ever
-            ),
+            networks=tuple(pair.pod for pair in networks),
             lasting=("shims/microvm/keeper.py", "shims/containerd/shim/main.py nursery"),
         )
 
 
 class Workbench:
-    """What one test works with: names for its containers, and their removal at its end."""
+    """What one test works with: names for its containers, and their removal at its end.
 
-    def __init__(self, site: Site) -> None:
+    ``stack`` holds what has to be there until the leaks are counted.
+    """
+
+    def __init__(self, site: Site, stack: ExitStack) -> None:
         self.site = site
         self.ctr = site.ctr
         self.names: list[str] = []
+        self.networks: list[Pair] = []
+        self._stack = stack
+
+    def add_network(self) -> Pair:
+        """Make a network as CNI does, for containers of this test; see ``joining``."""
+        self.networks.append(self._stack.enter_context(make_pair()))
+        return self.networks[-1]
 
     def name(self, stem: str = "c") -> str:
         """Return a new container name, which the fixture removes when the test ends."""

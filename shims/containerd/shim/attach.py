@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shims.containerd.shim.volumes import Way, root_is_directory
-from shims.core.errors import Conflict, DeadlineExceeded, NotFound
+from shims.core.errors import Conflict, DeadlineExceeded, InputError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -61,6 +61,18 @@ def machine_name(namespace: str, group: str) -> str:
     digest = hashlib.sha256(f"{namespace}/{group}".encode()).hexdigest()[:_DIGEST]
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{namespace}-{group}").lstrip(".")
     return f"{readable[: _LONGEST_NAME - _DIGEST - 1]}-{digest}"
+
+
+def _require_pci(settings: Settings) -> None:
+    """Refuse the one machine type that cannot have what the container needs."""
+    if settings.machine == "microvm":
+        raise InputError(
+            "machine",
+            settings.machine,
+            "q35 or auto, for a writable mount, a large one or a root that is a directory comes by"
+            " virtiofs, which needs PCI",
+            hint="leave out dev.void-box.vm.machine, or mount small read-only files only",
+        )
 
 
 def trust_domain(settings: Settings, namespace: str) -> str:
@@ -180,11 +192,16 @@ class LocalSupplies:
         *,
         shares: bool,
     ) -> MachineConfig:
-        """Return what to start for a group. Raises ``NotFound`` without a guest image."""
+        """Return what to start for a group. Raises ``NotFound`` without a guest image.
+
+        Raises ``InputError`` when the settings insist on a machine that cannot have ``shares``.
+        """
         from shims.containerd.shim.network import network_path
         from shims.containerd.shim.sizing import host_oom_score
         from shims.microvm.config import MachineConfig, QemuUser
 
+        if shares:
+            _require_pci(settings)
         cgroup = (spec.get("linux") or {}).get("cgroupsPath")
         identity = hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()
         config = MachineConfig(
@@ -248,14 +265,16 @@ class LocalSupplies:
         from shims.microvm.rootfs import Means, needs_share, prepare_rootfs
 
         await self._require_image(wanted.settings.guest_image)
-        cache = ImageCache(self._state_dir / "images")
-        owned.push_async_callback(cache.close)
         root = wanted.spec.get("root") or {}
         directory = ""
         if root_is_directory(wanted.spec, wanted.bundle):
             directory = os.path.join(wanted.bundle, str(root.get("path")))
         mounts = () if directory else wanted.mounts
         shares = needs_share(mounts) or any(v.way is Way.SHARE for v in wanted.volumes)
+        if shares:
+            _require_pci(wanted.settings)
+        cache = ImageCache(self._state_dir / "images")
+        owned.push_async_callback(cache.close)
         means = Means(
             cache=cache,
             scratch_dir=self._state_dir / "scratch",

@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shims.core.errors import InputError, NotFound
+from shims.core.errors import Described, InputError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -181,10 +181,17 @@ def load_settings(
         if key.startswith(ANNOTATION_PREFIX):
             setting = _find_for_annotation(key)
             before = chosen.get(setting.field, getattr(Settings, setting.field))
-            chosen[setting.field] = setting.parse(key, value)
+            chosen[setting.field] = _parse(setting, key, value)
             if setting.name == "template":
                 _require_stricter(key, value, before)
     return dataclasses.replace(Settings(), **chosen)
+
+
+def _parse(setting: Setting, field: str, value: object) -> Any:
+    try:
+        return setting.parse(field, value)
+    except (ValueError, OverflowError) as error:  # Python reads numbers up to a length only
+        raise InputError(field, Described("far too many digits"), setting.help) from error
 
 
 def _require_stricter(key: str, value: str, before: str) -> None:
@@ -211,7 +218,7 @@ def _read_config(path: str, *, required: bool) -> str:
         if required:
             raise NotFound(f"{path}: no such configuration file") from error
         return ""
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
         raise InputError(path, str(error), "a readable TOML file") from error
     if len(text) > _LONGEST_CONFIG:
         raise InputError(path, "a file above 1 MiB", "a TOML file of settings")
@@ -223,7 +230,7 @@ def _parse_config(source: str, text: str) -> dict[str, Any]:
 
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long is no TOMLDecodeError
         raise InputError(source, str(error), "TOML") from error
     # The settings may stand at the top or in a table [vm], where other programs share the file.
     section = table.get("vm", table)
@@ -235,5 +242,5 @@ def _parse_config(source: str, text: str) -> dict[str, Any]:
         if setting is None:
             names = ", ".join(setting.name for setting in SETTINGS)
             raise InputError(f"{source}: {key}", value, f"the settings {names}")
-        chosen[setting.field] = setting.parse(f"{source}: {key}", value)
+        chosen[setting.field] = _parse(setting, f"{source}: {key}", value)
     return chosen

@@ -76,7 +76,6 @@ class Launch:
     def __init__(self, call: Invocation, directory: str) -> None:
         from shims.containerd.shim.attach import machine_name
         from shims.containerd.shim.resources import Resources
-        from shims.core.errors import ShimError
         from shims.core.paths import runtime_path
         from shims.microvm.cgroup import builder_name, machine_cgroups
         from shims.microvm.launcher import fork_launcher
@@ -93,8 +92,8 @@ class Launch:
             for name in (self.name, builder_name(self.name)):
                 self.resources.add_path(runtime_path("vm", name, environ=call.environ))
             self.launcher = fork_launcher(self.name, self.cgroup)
-        except (OSError, ShimError) as error:
-            # Not the place to fail: the machine's own start meets the same error, with a reader.
+        except Exception as error:
+            # Not the place to fail: Create or the machine's start meets it again, with a reader.
             sys.stderr.write(f"no early launcher: {error}\n")
 
     def take(self, name: str, cgroup: str | None) -> Launcher | None:
@@ -118,8 +117,8 @@ def _cgroups_path(bundle: str) -> str | None:
         with open(f"{bundle}/config.json", "rb") as file:
             spec = json.load(file)
         path = (spec.get("linux") or {}).get("cgroupsPath")
-    except (OSError, ValueError, AttributeError):
-        return None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None  # Create reads it again, and says what is wrong with it
     return path if isinstance(path, str) and path else None
 
 
@@ -186,16 +185,14 @@ def _begin_early(
 ) -> None:
     """Start the VM that the bundle will most likely want. Create reports what is wrong with it."""
     from google.protobuf import any_pb2
-    from google.protobuf.message import DecodeError
 
     from shims.containerd.shim.early import early_config
-    from shims.core.errors import ShimError
 
     try:
         options = any_pb2.Any.FromString(state.read_options())
         vm.begin(early_config(identity, supplies, bundle, options))
-    except (ShimError, DecodeError) as error:
-        _complain(f"no early start: {error}")
+    except Exception as error:  # whatever it is: without us nobody could be told
+        _complain(f"no early start: {type(error).__name__}: {error}")
 
 
 def group_settings(state: State) -> Settings:

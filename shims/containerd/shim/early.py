@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shims.containerd.shim import anys
 from shims.containerd.shim.config import load_settings
+from shims.containerd.shim.shapes import require_shape, require_texts
 from shims.containerd.shim.sizing import host_memory_mib, size_vm
 from shims.containerd.shim.volumes import Way, classify_mounts, root_is_directory
 from shims.core.errors import InputError
@@ -48,18 +49,24 @@ class GroupId:
 
 
 def read_spec(bundle: str) -> dict[str, Any]:
-    """Return the bundle's configuration. Raises ``InputError`` when it is not one."""
+    """Return the bundle's configuration: what the shim reads of it is of the right kind.
+
+    Raises ``InputError`` naming the file, or the field that is not.
+    """
     path = os.path.join(bundle, "config.json")
     try:
         with open(path, "rb") as stream:
-            text = stream.read(_LONGEST_SPEC + 1)
-        if len(text) > _LONGEST_SPEC:
+            raw = stream.read(_LONGEST_SPEC + 1)
+        if len(raw) > _LONGEST_SPEC:
             raise InputError(path, "a file above 16 MiB", "an OCI configuration")
-        spec = json.loads(text)
-    except (OSError, ValueError) as error:
+        spec = json.loads(raw.decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(path, str(error), "an OCI configuration") from error
-    if not isinstance(spec, dict) or not isinstance(spec.get("process") or {}, dict):
-        raise InputError(path, spec, "an OCI configuration with a process")
+    if not isinstance(spec, dict):
+        raise InputError(path, spec, "an OCI configuration")
+    require_shape(spec)
+    if b"\\u" in raw:  # nothing else can bring what is looked for
+        require_texts(spec)
     return spec
 
 

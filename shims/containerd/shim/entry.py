@@ -60,6 +60,7 @@ def _command(call: Invocation) -> int:
 
 def _daemon(call: Invocation) -> int:
     """Serve until the last container is gone. Standard error is the log file by now."""
+    _survive_early_dump()
     from shims.containerd.shim.start import LISTENER_FD
 
     os.closerange(LISTENER_FD + 1, os.sysconf("SC_OPEN_MAX"))
@@ -83,6 +84,7 @@ def _daemon(call: Invocation) -> int:
 
 def _nursery(path: str) -> int:
     """Fork daemons for later starts. ``path`` is where descriptor 3 listens."""
+    _survive_early_dump()
     from shims.containerd.shim.nursery import LOCK_FD
     from shims.containerd.shim.start import LISTENER_FD
 
@@ -97,6 +99,16 @@ def _nursery(path: str) -> int:
     listener = socket.socket(fileno=LISTENER_FD)
     listener.set_inheritable(False)
     return serve(path, listener)
+
+
+def _survive_early_dump() -> None:
+    """Pass over SIGUSR1, which asks for a dump, until there is a log to dump to (``logs``).
+
+    By a handler and not by ignoring it: that would pass on to QEMU and every other program.
+    """
+    import signal
+
+    signal.signal(signal.SIGUSR1, lambda *_: None)
 
 
 def _courier(words: list[str]) -> int:

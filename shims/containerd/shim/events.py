@@ -25,6 +25,8 @@ from google.protobuf.empty_pb2 import Empty
 
 from protos.gen.containerd.services.events.ttrpc.v1.events_pb2 import ForwardRequest
 from shims.containerd.shim.journal import Journal
+from shims.containerd.shim.quickjson import dump_flat
+from shims.containerd.shim.state import write_file
 from shims.core.errors import ShimError
 from shims.ttrpc.client import Client
 from shims.ttrpc.codes import Code
@@ -43,6 +45,10 @@ _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 5.0
 _LARGEST_JOURNAL = 32 << 20
 """Bytes of events that wait; at some hundred bytes each this is a hundred thousand of them."""
+_MOST_DELIVERED = 1 << 20
+"""Bytes of delivered events in the journal above which it is written anew without them."""
+_RECORD = 256
+"""About as many bytes a record has besides its data, with the one that crosses it off."""
 _NS = 1_000_000_000
 _HOPELESS = frozenset((Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED))
 """Answers that will not change: the event is dropped rather than hold up all that follow."""
@@ -79,6 +85,8 @@ class Publisher:
         self._journal = Journal(f"{directory}/events.jsonl")
         self._queue: collections.deque[_Event] = collections.deque()
         self._bytes = 0
+        self._delivered = 0
+        """Bytes in the journal that are crossed off, about."""
         self._dropped = 0
         self._number = 0
         self._changed = asyncio.Event()
@@ -96,15 +104,7 @@ class Publisher:
             self._dropped += 1
             _log.error("event %s dropped, the %d-th: containerd takes none", topic, self._dropped)
             return
-        self._write(
-            {
-                "number": item.number,
-                "topic": topic,
-                "type": type_url,
-                "data": base64.b64encode(item.data).decode(),
-                "at_ns": item.at_ns,
-            }
-        )
+        self._write(_record(item))
         self._append(item)
 
     @property
@@ -196,15 +196,30 @@ class Publisher:
     def _cross_off(self, item: _Event) -> None:
         self._queue.popleft()
         self._bytes -= len(item.data)
-        if self._queue:
-            self._write({"taken": item.number})
-        else:
+        self._delivered += len(item.data) + _RECORD
+        if not self._queue:
             # The journal starts anew whenever it is empty, and so stays small.
             self._truncate(item)
+        # Not more often than what is left to write is worth it.
+        elif self._delivered <= max(_MOST_DELIVERED, self._bytes) or not self._compact():
+            self._write({"taken": item.number})
         self._taken.set()
+
+    def _compact(self) -> bool:
+        """Write the journal anew with what still waits; return whether that was possible."""
+        lines = [dump_flat(_record(item)) + "\n" for item in self._queue]
+        self._journal.close()
+        self._delivered = 0
+        try:
+            write_file(self._journal.path, "".join(lines))
+        except OSError as error:
+            _log.warning("event journal: %s", error)
+            return False
+        return True
 
     def _truncate(self, item: _Event) -> None:
         self._journal.close()
+        self._delivered = 0
         try:
             os.truncate(self._journal.path, 0)
         except FileNotFoundError:
@@ -258,6 +273,17 @@ class Publisher:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+
+
+def _record(item: _Event) -> dict[str, str | int]:
+    """Return the line of the journal for an event."""
+    return {
+        "number": item.number,
+        "topic": item.topic,
+        "type": item.type_url,
+        "data": base64.b64encode(item.data).decode(),
+        "at_ns": item.at_ns,
+    }
 
 
 def _event(record: dict[str, object]) -> _Event | None:

@@ -140,9 +140,9 @@ def _check(call: Invocation) -> None:
             raise UsageError(f"-{flag}: got {value!r}; allowed: a containerd identifier")
 
 
-def is_identifier(text: str) -> bool:
+def is_identifier(text: object) -> bool:
     """Return whether ``text`` is a name as containerd allows it, which is safe in a path."""
-    if not text or len(text) > _LONGEST_ID or not text.isascii():
+    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_ID or not text.isascii():
         return False
     if not (text[0].isalnum() and text[-1].isalnum()):
         return False

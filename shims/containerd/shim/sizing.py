@@ -21,6 +21,7 @@ __all__ = ["DEFAULT_MEMORY_MIB", "VmSize", "host_memory_mib", "host_oom_score", 
 
 DEFAULT_MEMORY_MIB = 512
 _MIB = 1 << 20
+_MOST_DIGITS = 19  # of a signed number of 64 bits; Python reads some thousand, and fails at more
 _SANDBOX_MEMORY = "io.kubernetes.cri.sandbox-memory"
 
 
@@ -65,7 +66,7 @@ def _sandbox_limit(spec: Mapping[str, Any]) -> int:
     text = (spec.get("annotations") or {}).get(_SANDBOX_MEMORY, "")
     if not text:
         return 0
-    if not str(text).isdecimal():
+    if not str(text).isdecimal() or len(str(text)) > _MOST_DIGITS:
         raise InputError(_SANDBOX_MEMORY, text, "a number of bytes")
     return int(text)
 

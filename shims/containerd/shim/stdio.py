@@ -77,6 +77,7 @@ class FileSink:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._writing: asyncio.Future[None] | None = None
 
     def share(self) -> FileSink:
         """Return a sink for one more stream, with a life of its own."""
@@ -84,18 +85,37 @@ class FileSink:
 
     async def write(self, data: bytes) -> None:
         """Append ``data``, in a thread: a file may live on a disk or server that hangs."""
-        await asyncio.to_thread(self._write_all, data)
-
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        if self._fd < 0:
+            return
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, _write_all, self._fd, data)
+        # The thread does not stop when we are cancelled, so its future must tell when it has.
+        await asyncio.shield(self._writing)
 
     async def close(self) -> None:
-        """Close it. May be repeated."""
+        """Close it, or have it closed by the write that a cancelled writer left. May be repeated.
+
+        Not waited for: that may hang, and until it is done nobody else may get the descriptor's
+        number.
+        """
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if fd < 0:
+            return
+        if self._writing is None or self._writing.done():
             os.close(fd)
+        else:
+            self._writing.add_done_callback(lambda done: _close_after(done, fd))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _close_after(done: asyncio.Future[None], fd: int) -> None:
+    done.cancelled() or done.exception()  # nobody is left to hear of it
+    os.close(fd)
 
 
 class Source:
@@ -206,12 +226,19 @@ def _open_sink(name: str, uri: str) -> Sink:
     scheme, path = _split(uri)
     try:
         if scheme == "file":
-            return _open_log_file(path)
+            return _open_log_file(_url_path(path))
         if scheme == "fifo":
             return _open_output(path)
     except OSError as error:
         raise InputError(name, uri, f"an output that opens ({error.strerror})") from error
     raise InputError(name, uri, _SCHEMES)
+
+
+def _url_path(rest: str) -> str:
+    """Return the file that a ``file://`` URI means; ``rest`` is what follows those."""
+    from urllib.parse import unquote  # most containers have fifos
+
+    return unquote(rest.partition("#")[0].partition("?")[0])
 
 
 def _open_log_file(path: str) -> FileSink:

@@ -107,6 +107,8 @@ def _classify(
         found = look(source)
     except OSError as error:
         raise InputError(field, source, f"an existing path ({error.strerror})") from error
+    except ValueError as error:  # a NUL byte, or no text at all
+        raise InputError(field, source, f"a path of the host ({error})") from error
     kind = stat.S_IFMT(found.st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise InputError(field, source, "a file or directory", hint=_advice(kind))
@@ -138,4 +140,7 @@ def _advice(kind: int) -> str:
         return "a socket of the host does not reach into a microVM: use the network"
     if kind == stat.S_IFIFO:
         return "a fifo of the host does not reach into a microVM: use stdin and stdout"
-    return "a device of the host does not reach into a microVM: use a volume of mode Block"
+    return (
+        "a device of the host does not reach into a microVM: mount a disk's file system on the"
+        " host, and give the directory"
+    )

@@ -106,7 +106,8 @@ def _planned_node(device: Reader) -> guest_pb2.Step:
             path,
             "null, zero, full, random, urandom, tty, fuse or a fifo: a microVM does not see the"
             " host's devices",
-            hint="give a disk as a volume, and leave devices out of the container's options",
+            hint="leave it out of the container's options; mount a disk's file system on the host,"
+            " and bind the directory (in Kubernetes: volumeMode Filesystem, not Block)",
         )
     return _node(
         path,

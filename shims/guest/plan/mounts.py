@@ -186,7 +186,7 @@ def _plain_mount(mount: Reader, options: MountOptions) -> guest_pb2.MountStep:
             mount.at("type"),
             fstype,
             "a bind mount, or a file system without a device (tmpfs, proc, sysfs, …)",
-            hint="mount it on the host, and bind the directory or the block device",
+            hint="mount it on the host, and bind the directory",
         )
     label = mount.text("source") or fstype
     return guest_pb2.MountStep(

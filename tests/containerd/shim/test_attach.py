@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +17,9 @@ from shims.containerd.shim.attach import LocalSupplies, trust_domain
 from shims.containerd.shim.config import Settings
 from shims.containerd.shim.daemon import raise_oom_score
 from shims.containerd.shim.sizing import VmSize
-from shims.core.errors import Conflict, DeadlineExceeded, NotFound
+from shims.containerd.shim.supplies import Wanted
+from shims.containerd.shim.volumes import Volume, Way
+from shims.core.errors import Conflict, DeadlineExceeded, InputError, NotFound
 from shims.guest.image.host import installed_kernels
 from shims.microvm import images
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shims.containerd.shim.daemon import Launch
-    from shims.containerd.shim.supplies import Wanted
     from shims.guest.image.find import GuestImage
 
 
@@ -78,6 +80,40 @@ def test_the_vm_has_the_containers_rank_and_a_limit(tmp_path: Path) -> None:
     )
     assert config.oom_score_adj == 777
     assert config.memory_limit == config.whole_size
+
+
+@pytest.mark.parametrize(
+    ("machine", "shares", "chosen"),
+    [("auto", False, "microvm"), ("auto", True, "q35"), ("q35", False, "q35"), ("q35", True, "q35"),
+     ("microvm", False, "microvm"), ("microvm", True, "")],
+)  # fmt: skip
+def test_microvm_is_an_order_where_auto_is_a_wish(
+    tmp_path: Path, machine: str, shares: bool, chosen: str
+) -> None:
+    local = supplies(tmp_path)
+    local._images[""] = cast("GuestImage", SimpleNamespace())
+    make = partial(local.machine_config, "c", "n", Settings(machine=machine), VmSize(1, 64), {})
+    if chosen:
+        assert make(shares=shares).machine_type == chosen
+        return
+    with pytest.raises(
+        InputError, match=r"^machine: got 'microvm'; allowed: q35 or auto"
+    ) as caught:
+        make(shares=shares)
+    assert "leave out dev.void-box.vm.machine" in caught.value.hint
+
+
+async def test_a_share_for_a_microvm_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    wanted = Wanted(
+        "c", str(tmp_path), {}, [], [Volume(0, Way.SHARE, "/tmp", False, False)],
+        Settings(machine="microvm"),
+    )  # fmt: skip
+    local = supplies(tmp_path)
+    local._images[""] = cast("GuestImage", SimpleNamespace())
+    async with AsyncExitStack() as owned:
+        with pytest.raises(InputError, match=r"^machine: "):
+            await local.prepare(wanted, owned)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("inherited", "ours"), [("-999", "-998"), ("0", "1"), ("1000", "1000")])

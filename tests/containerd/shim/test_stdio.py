@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from protos.gen.containerd.v1.types import task_pb2 as types
+from shims.containerd.shim.stdio import FileSink
 from shims.ttrpc.codes import Code
 from shims.ttrpc.errors import RpcError
 
@@ -198,6 +199,42 @@ async def test_file_streams_share_one_file(fake: FakeShim, tmp_path: Path) -> No
     await fake.call("Wait", id="c")
     assert sorted(log.read_text().split()) == ["err", "out"]
     assert stat.S_IMODE(log.stat().st_mode) == 0o644
+
+
+async def test_the_path_of_a_file_stream_is_decoded(fake: FakeShim, tmp_path: Path) -> None:
+    """As Go's net/url does it, by which runc's shim reads them."""
+    bundle = fake.shim.bundle("c", "echo", "out")
+    uri = f"file://{tmp_path}/logs/a%20b%3F%23%25?x=1#part"
+    await fake.call("Create", id="c", bundle=str(bundle), stdout=uri)
+    await fake.call("Start", id="c")
+    await fake.call("Wait", id="c")
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["a b?#%"]
+    assert (tmp_path / "logs" / "a b?#%").read_text() == "out\n"
+
+
+async def test_a_cancelled_write_keeps_its_file_until_it_is_done() -> None:
+    """Else it would go on into whatever gets the descriptor's number next."""
+    reader, writer = os.pipe()
+    sink = FileSink(writer)
+    size = 2 << 20  # more than the pipe takes: the thread hangs in write
+    job = asyncio.create_task(sink.write(bytes(size)))
+    await asyncio.to_thread(os.read, reader, 1)
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+    assert job.cancelled()
+    await sink.close()
+    await sink.close()
+    await sink.write(b"late")
+    other = os.dup(reader)
+    assert other != writer
+    os.close(other)
+    got = 1
+    while part := await asyncio.wait_for(asyncio.to_thread(os.read, reader, 1 << 20), 10):
+        got += len(part)
+    assert got == size
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writer)
+    os.close(reader)
 
 
 _DRIVER = """#!/bin/sh

@@ -143,7 +143,7 @@ def test_host_devices_are_refused_with_advice(kind: str, major: int, minor: int,
     device = {"path": path, "type": kind, "major": major, "minor": minor}
     with pytest.raises(InputError, match=f"got '?{path}.*microVM") as caught:
         compile_spec(spec_with("linux.devices", [device]))
-    assert "volume" in caught.value.hint
+    assert "bind the directory (in Kubernetes: volumeMode Filesystem" in caught.value.hint
 
 
 def test_a_dev_from_elsewhere_is_left_alone() -> None:

@@ -2,7 +2,7 @@
 
 FAKE_HOLD makes it hold things that ``delete`` must release: a child, a cgroup, a mount, a file.
 FAKE_DEAF makes it ignore SIGTERM, FAKE_FAILURE fail at once. FAKE_NURSERY makes it begin the
-nursery, as a real one does.
+nursery, as a real one does. FAKE_WORD is told to whoever asks.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def serve(call: Invocation, listener: socket.socket) -> int:
         "ttrpc": call.ttrpc_address,
         "options": state.read_options().hex(),
         "held": held,
+        "word": os.environ.get("FAKE_WORD"),
     }
     while True:
         connection, _ = listener.accept()

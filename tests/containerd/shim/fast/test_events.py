@@ -178,6 +178,52 @@ async def test_the_queue_is_bounded(
     assert (tmp_path / "events.jsonl").stat().st_size < 30_000
 
 
+async def test_what_was_delivered_does_not_fill_the_disk(
+    tmp_path: Path, containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when one event always waits, so that the journal is never empty."""
+    monkeypatch.setattr(module, "_MOST_DELIVERED", 10_000)
+    containerd.start()
+    journal, sizes = tmp_path / "events.jsonl", []
+    names = [str(number) for number in range(1000)]
+    async with publisher(tmp_path, containerd) as target:
+        publish(target, names[0])
+        for name in names[1:]:
+            publish(target, name)
+            while target.pending > 1:
+                target._taken.clear()
+                await asyncio.wait_for(target._taken.wait(), 10)
+            sizes.append(journal.stat().st_size)
+        assert containerd.ids() == names[: len(containerd.ids())]
+        waiting = target.pending
+        await containerd.stop()
+        publish(target, "last")
+    assert min(sizes) > 0
+    assert max(sizes) < 20_000
+    containerd.start()
+    async with publisher(tmp_path, containerd) as target:
+        assert target.pending in {1, 1 + waiting}
+        assert await target.flush(20)
+    seen = list(dict.fromkeys(containerd.ids()))
+    assert seen == [*names, "last"]
+    assert [path.name for path in tmp_path.glob("events*")] == ["events.jsonl"]
+
+
+async def test_a_journal_that_cannot_be_rewritten_is_kept(
+    tmp_path: Path, containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_MOST_DELIVERED", 0)
+    monkeypatch.setattr(module, "write_file", refuse)
+    containerd.start()
+    async with publisher(tmp_path, containerd) as target:
+        publish(target, "a", "b", "c")
+        assert await target.flush(20)
+    assert containerd.ids() == ["a", "b", "c"]
+
+
 async def test_publish_binary(tmp_path: Path) -> None:
     program = tmp_path / "containerd"
     out = tmp_path / "out"

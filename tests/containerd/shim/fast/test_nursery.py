@@ -199,8 +199,26 @@ def test_what_it_preloads_is_there_and_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("word", ["", "\0"])
+@pytest.mark.parametrize("word", ["", "=a=\n", "ä\udcff", " ", "-id"])
 def test_words_survive_the_way(node: Node, word: str) -> None:
     start_first(node)
-    about = start(node, "c2", FAKE_WORD=word.replace("\0", "=a=\n"))
+    about = start(node, "c2", FAKE_WORD=word)
     assert about["nursery"]
+    assert about["word"] == word
+
+
+def test_a_dump_that_is_asked_for_too_early_ends_nobody(node: Node) -> None:
+    """These daemons never get as far as to arm it. What they execute has the signal's default."""
+    launched = start_first(node)
+    forked = start(node, "c2")
+    pids = [launched["pid"], forked["pid"], nursery_of(node)]
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    assert start(node, "c3")["nursery"]
+    for name, pid in (("c1", launched["pid"]), ("c2", forked["pid"])):
+        assert node.ask(node.start(name))["pid"] == pid
+    bit = 1 << (signal.SIGUSR1 - 1)
+    for pid in pids:
+        assert is_alive(pid)
+        assert int(stat_of(pid, "SigCgt"), 16) & bit
+        assert not int(stat_of(pid, "SigIgn"), 16) & bit
