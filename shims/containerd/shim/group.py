@@ -148,7 +148,7 @@ class Group:
         elif config.shares and not current.shares:
             raise Conflict(
                 "the VM of this group was started without shared directories",
-                hint="let the first container of the group mount one, or set machine = q35",
+                hint="let the first container of the group mount one",
             )
 
     def _on_event(self, event: guest_pb2.Event) -> None:

@@ -36,7 +36,6 @@ _API_VOLUMES = (
     "/volumes/kubernetes.io~secret/",
     "/volumes/kubernetes.io~projected/",
     "/volumes/kubernetes.io~downward-api/",
-    "/volume-subpaths/",
 )
 _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
 _SANDBOX_DIRS = ("/io.containerd.grpc.v1.cri/sandboxes/",)

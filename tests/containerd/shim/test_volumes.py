@@ -34,6 +34,9 @@ def _classify(source: Path | str, *options: str) -> Any:
         ("pods/1/volumes/kubernetes.io~projected/p/", ("rbind", "ro"), Way.PUSH),
         ("pods/1/volumes/kubernetes.io~empty-dir/e/", ("rbind", "rw"), Way.GUEST),
         ("pods/1/volumes/kubernetes.io~csi/pvc/mount/", ("rbind", "rw"), Way.SHARE),
+        # A sub-path says nothing about its volume: what may be written must reach the host.
+        ("pods/1/volume-subpaths/pvc/c/0/", ("rbind", "rw"), Way.SHARE),
+        ("pods/1/volume-subpaths/config/c/0", ("bind", "ro"), Way.PUSH),
         ("pods/1/etc-hosts", ("rbind", "rw"), Way.PUSH),
         ("io.containerd.grpc.v1.cri/sandboxes/1/shm/", ("rbind", "rw"), Way.GUEST),
         ("io.containerd.grpc.v1.cri/sandboxes/1/resolv.conf", ("rbind", "rw"), Way.PUSH),
