@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shims.ttrpc.codes import Code
 from shims.ttrpc.errors import LinkClosed, RpcError
@@ -66,13 +66,18 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._transport
 
-    async def writable(self) -> None:
-        """Wait until the peer takes data again; raise LinkClosed when it never will."""
-        while self._congested and not self.closed.is_set():
+    async def writable(self, over: asyncio.Future[Any] | None = None) -> None:
+        """Wait until the peer takes data again; raise LinkClosed when it never will.
+
+        Returns early when ``over`` is done: the caller's time is over, or what he wanted to send
+        is not wanted any more.
+        """
+        ends = () if over is None else (over,)
+        while self._congested and not self.closed.is_set() and not any(end.done() for end in ends):
             waiter = self.loop.create_future()
             self._waiting.append(waiter)
             try:
-                await waiter
+                await asyncio.wait((waiter, *ends), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._forget(waiter)
         if self.closed.is_set() or self.transport.is_closing():
