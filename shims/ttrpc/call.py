@@ -16,7 +16,7 @@ from shims.ttrpc.errors import LinkClosed, RpcError, code_of
 from shims.ttrpc.frames import FrameType
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from shims.ttrpc.streams import Call
 
@@ -122,9 +122,9 @@ class Peer(NamedTuple):
 
 
 class Context:
-    """What a handler may know about its call."""
+    """What a handler may know about its call, and do with it."""
 
-    __slots__ = ("_loop", "deadline", "metadata", "method", "peer", "service")
+    __slots__ = ("_emit", "_loop", "deadline", "metadata", "method", "peer", "service")
 
     def __init__(
         self,
@@ -132,8 +132,10 @@ class Context:
         call: Call,
         peer: Peer | None,
         deadline: float | None,
+        emit: Callable[[Any], Awaitable[None]],
     ) -> None:
         self._loop = loop
+        self._emit = emit
         self.service = call.request.service
         self.method = call.request.method
         self.metadata: Metadata = call.request.metadata
@@ -146,6 +148,13 @@ class Context:
     def remaining(self) -> float | None:
         """Return the seconds until the deadline, never negative; None without limit."""
         return None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
+
+    async def write(self, message: Any) -> None:
+        """Send one message of a method whose server streams, as ``yield`` in its handler does.
+
+        Waits while the client does not read. Raises RpcError when the call has ended.
+        """
+        await self._emit(message)
 
     def first(self, key: str, default: str = "") -> str:
         """Return the first metadata value under ``key``."""
@@ -174,7 +183,8 @@ class ServerCall:
         self.stream_id = call.stream_id
         loop = connection.loop
         timeout = call.request.timeout_ns / _NS
-        self.context = Context(loop, call, peer, loop.time() + timeout if timeout else None)
+        deadline = loop.time() + timeout if timeout else None
+        self.context = Context(loop, call, peer, deadline, self._emit)
         self.inbox: Inbox | None = None
         payload = call.request.payload
         if method.kind.client_streams:
@@ -250,16 +260,19 @@ class ServerCall:
         handler = self._method.handler(self._argument(payload), self.context)
         async with contextlib.aclosing(handler) as items:
             async for item in items:
-                message = self._method.encode(item)
-                self._connection.check_size(len(message))
-                await self._connection.writable()
-                if self.answered:
-                    return
-                self._connection.send(self.stream_id, FrameType.DATA, 0, b"", message)
+                await self._emit(item)
         await self._connection.writable()
         if not self.answered:
             self._connection.send_end(self.stream_id)
             self._close()
+
+    async def _emit(self, item: Any) -> None:
+        message = self._method.encode(item)
+        self._connection.check_size(len(message))
+        await self._connection.writable()
+        if self.answered:
+            raise RpcError(Code.CANCELLED, "this call has ended")
+        self._connection.send(self.stream_id, FrameType.DATA, 0, b"", message)
 
     def _status(self, code: Code, message: str) -> None:
         self._last_word(FrameType.RESPONSE, 0, response_head(code, message, 0))

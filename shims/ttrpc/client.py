@@ -253,7 +253,7 @@ class Stream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._sending and self._stream_id in self._client._streaming:
+        if self._sending:
             self._client.send_end(self._stream_id)
         self._end()
         self._inbox.drop()
@@ -293,6 +293,10 @@ class Stream:
     async def finish(self) -> Any:
         """Close our side and return the one response of a client-streaming call."""
         await self.close_send()
+        return await self.response()
+
+    async def response(self) -> Any:
+        """Return the one response of a client-streaming call, which may come at any time."""
         while await self._inbox.get() is not None:
             pass
         if self._answer is None:
@@ -331,9 +335,17 @@ class Stream:
 
     def fail(self, error: Exception) -> None:
         """End the call with an error, which reading raises after the last message."""
+        if self._over.done():
+            return
         self._error = error
         self._end()
         self._inbox.end(error)
+
+    def give_up(self, error: Exception) -> None:
+        """End the call from our side; reading raises ``error``. Ignored when it has ended."""
+        if self._sending:
+            self._client.send_end(self._stream_id)
+        self.fail(error)
 
     def _end(self) -> None:
         if self._alarm is not None:
