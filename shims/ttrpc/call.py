@@ -162,10 +162,15 @@ class Context:
 
 
 class ServerCall:
-    """Runs the handler of one call and sends its answer: exactly one last word per call."""
+    """Runs the handler of one call and sends its answer: exactly one last word per call.
+
+    The answer may go out before the handler ends, at its deadline; the call ends with its handler,
+    which ``ended`` is told.
+    """
 
     __slots__ = (
-        "_alarm", "_connection", "_finished", "_method", "context", "inbox", "stream_id", "task",
+        "_alarm", "_connection", "_ended", "_method",
+        "answered", "context", "inbox", "stream_id", "task",
     )  # fmt: skip
 
     def __init__(
@@ -174,12 +179,14 @@ class ServerCall:
         method: Method,
         call: Call,
         peer: Peer | None,
-        finished: Callable[[ServerCall], None],
+        ended: Callable[[ServerCall], None],
     ) -> None:
         self._connection = connection
         self._method = method
-        self._finished = finished
+        self._ended = ended
         self._alarm: asyncio.TimerHandle | None = None
+        self.answered = False
+        """Whether the last word is out, or nobody is left to hear it."""
         self.stream_id = call.stream_id
         loop = connection.loop
         timeout = call.request.timeout_ns / _NS
@@ -197,20 +204,16 @@ class ServerCall:
             self._alarm = loop.call_at(self.context.deadline, self._late)
         name = f"ttrpc {call.request.service}/{call.request.method}"
         self.task = loop.create_task(self._run(payload), name=name)
-
-    @property
-    def answered(self) -> bool:
-        """Whether the last word is out."""
-        return self._finished is _nothing
+        self.task.add_done_callback(self._done)
 
     def finish(self, code: Code, message: str) -> None:
-        """End the call with a status, if it has not ended; cancel its handler."""
+        """Answer the call with a status, if it has no answer yet; cancel its handler."""
         if not self.answered:
             self._status(code, message)
             self.task.cancel()
 
     def cancel(self) -> None:
-        """End the call without an answer: there is nobody left to read it."""
+        """Cancel the handler, and send no answer: there is nobody left to read it."""
         self._close()
         self.task.cancel()
 
@@ -288,15 +291,14 @@ class ServerCall:
             self._alarm = None
         if self.inbox is not None:
             self.inbox.drop()
-        finished, self._finished = self._finished, _nothing
-        finished(self)
+        self.answered = True
+
+    def _done(self, _: asyncio.Task[None]) -> None:
+        self._close()
+        self._ended(self)
 
     def _late(self) -> None:
         self.finish(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
 
     def _overrun(self) -> None:
         self.finish(Code.RESOURCE_EXHAUSTED, "the handler does not read its messages")
-
-
-def _nothing(_: ServerCall) -> None:
-    """Stand in for the callback of a call that has ended."""

@@ -148,7 +148,12 @@ class Connection(asyncio.BufferedProtocol):
             self.frame_received(frame)
 
     def received(self, data: bytes) -> None:
-        """Act on bytes that somebody read from the socket before this connection began."""
+        """Act on bytes that somebody read from the socket before this connection began.
+
+        They are dropped when the peer was refused, as the bytes after them are.
+        """
+        if self.transport.is_closing():
+            return
         for frame in self._reader.feed(data):
             self.frame_received(frame)
 

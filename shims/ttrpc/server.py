@@ -10,7 +10,8 @@
 
 Every call runs in a task of its own. Its deadline, and the end of its connection, cancel that
 task; a handler that has to finish what it began shields it. The answer to a call whose deadline
-passed goes out at once, whatever the handler does with its cancellation.
+passed goes out at once, whatever the handler does with its cancellation; the call counts as in
+progress until the handler has ended.
 """
 
 from __future__ import annotations
@@ -92,8 +93,7 @@ class Server:
         self._listeners.add(accepting)
         try:
             while not self.draining:
-                self._changed.clear()
-                await self._changed.wait()
+                await self._change()
         finally:
             self._listeners.discard(accepting)
             accepting.close()
@@ -114,22 +114,34 @@ class Server:
     async def drain(self, timeout: float) -> None:
         """Stop listening, refuse new calls, let running ones end, then close.
 
-        After ``timeout`` seconds the remaining calls are cancelled.
+        After ``timeout`` seconds the remaining calls are cancelled and answered UNAVAILABLE. A
+        client that has not taken its answers by then is cut off.
         """
         self._stop_listening()
         try:
             async with asyncio.timeout(timeout):
                 while self.calls:
-                    self._changed.clear()
-                    await self._changed.wait()
+                    await self._change()
+                self.close()
+                while self._connections:
+                    await self._change()
         except TimeoutError:
-            _log.warning("%d calls were cut off by the shutdown", self.calls)
+            if self.calls:
+                _log.warning("%d calls were cut off by the shutdown", self.calls)
+            self.close()
         for connection in tuple(self._connections):
-            connection.transport.close()
-        self.close()
+            connection.abort()
+
+    async def _change(self) -> None:
+        """Wait until a call or a connection ends."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def close(self) -> None:
-        """Stop listening, cancel all calls, close all connections. May be repeated."""
+        """Stop listening, cancel all calls, close all connections. May be repeated.
+
+        What is still to be sent is sent, as long as the clients take it; ``drain`` bounds that.
+        """
         self._stop_listening()
         for connection in tuple(self._connections):
             connection.close()
@@ -145,7 +157,7 @@ class Server:
         self._connections.add(connection)
 
     def disconnected(self, connection: _ServerConnection) -> None:
-        """Forget a connection."""
+        """Forget a connection that is lost, and whose calls have ended."""
         self._connections.discard(connection)
         self._changed.set()
 
@@ -199,10 +211,10 @@ class _ServerConnection(Connection):
     def lost(self, reason: LinkClosed) -> None:
         for call in tuple(self.calls.values()):
             call.cancel()
-        self.server.disconnected(self)
+        self._disconnect()
 
     def close(self) -> None:
-        """Answer all calls as cancelled and close, sending what is still to be sent."""
+        """Cancel all calls, answer them, and close when everything is sent."""
         for call in tuple(self.calls.values()):
             call.finish(Code.UNAVAILABLE, "the server is shutting down")
         if not self.transport.is_closing():
@@ -243,6 +255,12 @@ class _ServerConnection(Connection):
         self.calls.pop(call.stream_id, None)
         self._streams.finish(call.stream_id)
         self.server.call_ended()
+        if self.closed.is_set():
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if not self.calls:
+            self.server.disconnected(self)
 
 
 def _is_same_user(peer: Peer) -> bool:

@@ -82,11 +82,11 @@ class ServerStreams:
         self._open: dict[int, _Open] = {}
 
     def __len__(self) -> int:
-        """Return how many calls are in progress."""
+        """Return how many calls are in progress: their handlers have not ended."""
         return len(self._open)
 
     def __contains__(self, stream_id: int) -> bool:
-        """Return whether the call is in progress: nobody has answered it yet."""
+        """Return whether the call is in progress."""
         return stream_id in self._open
 
     def receive(self, frame: Frame) -> list[Call | Message | Closed | Refusal]:
@@ -104,7 +104,7 @@ class ServerStreams:
         return self._data(frame, frame.body)
 
     def finish(self, stream_id: int) -> None:
-        """Take note that the last word about a call was sent. May be repeated."""
+        """Forget a call: it was answered, and its handler has ended. May be repeated."""
         if (stream := self._open.pop(stream_id, None)) is not None:
             self._held -= stream.held
 

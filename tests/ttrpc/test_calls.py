@@ -322,45 +322,6 @@ async def test_bytes_read_before_belong_to_the_conversation(server: Server) -> N
     await serving
 
 
-async def test_drain_waits_for_running_calls(server: Server, client: Client, echo: Echo) -> None:
-    call = asyncio.create_task(
-        client.unary(SERVICE, "Block", StringValue(value="kept"), StringValue, timeout=5)
-    )
-    await echo.started.wait()
-    draining = asyncio.create_task(server.drain(timeout=5))
-    await asyncio.sleep(0)
-    with pytest.raises(RpcError) as caught:
-        await echo_once(client)
-    assert caught.value.code is Code.UNAVAILABLE
-    assert not draining.done()
-    echo.release.set()
-    assert (await call).value == "kept"
-    await draining
-    await asyncio.wait_for(client.closed.wait(), 5)
-
-
-async def test_drain_is_bounded(server: Server, client: Client, echo: Echo) -> None:
-    call = asyncio.create_task(
-        client.unary(SERVICE, "Block", StringValue(), StringValue, timeout=5)
-    )
-    await echo.started.wait()
-    await server.drain(timeout=0.05)
-    with pytest.raises((RpcError, LinkClosed)):
-        await call
-    await asyncio.wait_for(echo.cancelled.wait(), 5)
-
-
-@pytest.mark.parametrize("identity", ["geteuid", "getegid"])
-async def test_other_users_are_refused(
-    identity: str, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, identity, lambda: 12345)
-    async with await Client.connect(path) as client:
-        with pytest.raises(LinkClosed):
-            await echo_once(client)
-    assert "refused a connection" in caplog.text
-
-
 async def test_service_names_are_unique(server: Server) -> None:
     with pytest.raises(ValueError, match="already served"):
         server.add_service(SERVICE, {})

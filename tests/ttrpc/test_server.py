@@ -1,0 +1,170 @@
+"""What the server owes itself: it ends in bounded time, and misbehaving peers cost little."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from google.protobuf.wrappers_pb2 import Int64Value, StringValue
+
+from shims.core.errors import DeadlineExceeded
+from shims.ttrpc.client import Client
+from shims.ttrpc.codes import Code
+from shims.ttrpc.envelope import request_head
+from shims.ttrpc.errors import LinkClosed, RpcError
+from shims.ttrpc.frames import FrameType, frame_header
+from shims.ttrpc.server import Context, Method, Server
+from tests.ttrpc.conftest import SERVICE, Echo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+def request_frame(stream_id: int, method: str, payload: bytes) -> bytes:
+    body = request_head(SERVICE, method, len(payload)) + payload
+    return frame_header(len(body), stream_id, FrameType.REQUEST) + body
+
+
+async def echo_once(client: Client, text: str = "hello") -> str:
+    request = StringValue(value=text)
+    answer = await client.unary(SERVICE, "Echo", request, StringValue, timeout=5)
+    return str(answer.value)
+
+
+@asynccontextmanager
+async def serving(server: Server, received: bytes = b"") -> AsyncIterator[socket.socket]:
+    """Serve one connection and give its other end, which does nothing by itself."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    task = asyncio.create_task(server.serve_connection(theirs, received))
+    with ours:
+        yield ours
+    async with asyncio.timeout(5):
+        await task
+
+
+async def test_drain_waits_for_running_calls(server: Server, client: Client, echo: Echo) -> None:
+    call = asyncio.create_task(
+        client.unary(SERVICE, "Block", StringValue(value="kept"), StringValue, timeout=5)
+    )
+    await echo.started.wait()
+    draining = asyncio.create_task(server.drain(timeout=5))
+    await asyncio.sleep(0)
+    with pytest.raises(RpcError) as caught:
+        await echo_once(client)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert not draining.done()
+    echo.release.set()
+    assert (await call).value == "kept"
+    await draining
+    await asyncio.wait_for(client.closed.wait(), 5)
+
+
+async def test_drain_is_bounded(server: Server, client: Client, echo: Echo) -> None:
+    call = asyncio.create_task(
+        client.unary(SERVICE, "Block", StringValue(), StringValue, timeout=5)
+    )
+    await echo.started.wait()
+    await server.drain(timeout=0.05)
+    with pytest.raises(RpcError, match="shutting down") as caught:
+        await call
+    assert caught.value.code is Code.UNAVAILABLE
+    await asyncio.wait_for(echo.cancelled.wait(), 5)
+
+
+LONG = 4_000_000
+LONG_ANSWER = request_frame(1, "Size", Int64Value(value=LONG).SerializeToString())
+"""Asks for an answer that does not go out at once."""
+
+
+async def test_drain_cuts_off_who_does_not_read(server: Server) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    task = asyncio.create_task(server.serve_connection(theirs, LONG_ANSWER))
+    with ours:
+        async with asyncio.timeout(5):
+            await asyncio.get_running_loop().sock_recv(ours, 1)  # the answer is under way
+            await server.drain(timeout=0.1)
+            await task
+
+
+async def test_drain_lets_the_last_answers_out(server: Server) -> None:
+    """Whoever reads gets all of it."""
+    loop = asyncio.get_running_loop()
+    async with serving(server, LONG_ANSWER) as ours, asyncio.timeout(5):
+        size = len(await loop.sock_recv(ours, 1))
+        draining = asyncio.create_task(server.drain(timeout=4))
+        while data := await loop.sock_recv(ours, 1 << 20):
+            size += len(data)
+        await draining
+    assert size > LONG
+
+
+class Stubborn:
+    """A handler that does not care about its cancellation."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+
+    async def __call__(self, request: StringValue, context: Context) -> StringValue:
+        while not self.release.is_set():
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                continue
+        return request
+
+
+async def test_a_call_lasts_as_long_as_its_handler() -> None:
+    stubborn = Stubborn()
+    server = Server(max_streams=2)
+    server.add_service(SERVICE, {"Stub": Method.unary(stubborn, StringValue, StringValue)})
+    async with serving(server) as ours, await Client.connect(ours) as client:
+
+        async def call(timeout: float) -> object:
+            return await client.unary(SERVICE, "Stub", StringValue(), StringValue, timeout=timeout)
+
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                await call(0.01)
+        with pytest.raises(RpcError, match="2 calls") as caught:
+            await call(5)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        assert server.calls == 2
+    draining = asyncio.create_task(server.drain(timeout=5))
+    await asyncio.wait((draining,), timeout=0.05)
+    assert server.calls == 2  # their connection is closed, and they run on
+    assert not draining.done()
+    stubborn.release.set()
+    await draining
+    assert server.calls == 0
+
+
+@pytest.mark.parametrize("identity", ["geteuid", "getegid"])
+async def test_other_users_are_refused(
+    identity: str, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, identity, lambda: 12345)
+    async with await Client.connect(path) as client:
+        with pytest.raises(LinkClosed):
+            await echo_once(client)
+    assert "refused a connection" in caplog.text
+
+
+async def test_early_bytes_of_a_refused_user_are_dropped(
+    server: Server, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = request_frame(1, "Echo", b"")
+    async with serving(server, early) as ours, asyncio.timeout(5):
+        assert await asyncio.get_running_loop().sock_recv(ours, 100)
+    assert len(echo.contexts) == 1
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    async with serving(server, early) as ours, asyncio.timeout(5):
+        assert not await asyncio.get_running_loop().sock_recv(ours, 100)
+    await server.drain(timeout=5)
+    assert len(echo.contexts) == 1
