@@ -128,7 +128,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once, dropping what was not sent yet. May be repeated."""
-        if self._transport is not None:
+        # asyncio's own abort fails on a transport that closed after it had sent what was left.
+        if self._transport is not None and not self.closed.is_set():
             self._transport.abort()
 
     # asyncio's side.
