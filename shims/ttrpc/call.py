@@ -219,6 +219,8 @@ class ServerCall:
 
     async def _run(self, payload: memoryview | None) -> None:
         try:
+            # While the client takes no answers, none are made: many calls fit in few bytes.
+            await self._connection.writable()
             if self._method.kind.server_streams:
                 await self._stream(payload)
             else:
@@ -256,7 +258,7 @@ class ServerCall:
         response = self._method.encode(await result)
         head = response_head(Code.OK, "", len(response))
         self._connection.check_size(len(head) + len(response))
-        await self._connection.writable()
+        await self._connection.writable(size=len(response))
         self._last_word(FrameType.RESPONSE, 0, head, response)
 
     async def _stream(self, payload: memoryview | None) -> None:
@@ -272,7 +274,7 @@ class ServerCall:
     async def _emit(self, item: Any) -> None:
         message = self._method.encode(item)
         self._connection.check_size(len(message))
-        await self._connection.writable()
+        await self._connection.writable(size=len(message))
         if self.answered:
             raise RpcError(Code.CANCELLED, "this call has ended")
         self._connection.send(self.stream_id, FrameType.DATA, 0, b"", message)

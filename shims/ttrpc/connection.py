@@ -1,9 +1,9 @@
 """One connection on asyncio, seen alike from both ends: frames in, frames out, backpressure.
 
 Outgoing: a writer awaits ``writable`` before each frame, so that at most one frame per waiting
-call and asyncio's own high-water mark are in memory. Incoming: reading pauses as long as somebody
-holds a reason (``hold`` and ``release``): an answer that the peer does not read, a stream whose
-consumer is behind.
+call, ``MAX_WAITING`` bytes together, and asyncio's own high-water mark are in memory. Incoming:
+reading pauses as long as somebody holds a reason (``hold`` and ``release``): an answer that the
+peer does not read, a stream whose consumer is behind.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _JOINED = 32 * 1024
 """Payloads up to this size are joined with their header: one system call beats one copy."""
 _INBOX_MESSAGES = 64
 _INBOX_BYTES = 8 << 20
+MAX_WAITING = 64 << 20
+"""Bytes of frames that one connection may keep for a peer that does not take them."""
 PATIENCE = 1.0
 """Seconds for which one slow stream may stop all reading; as in the Go implementation."""
 
@@ -42,6 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader(max_message)
         self._congested = False
+        self._waiting_bytes = 0
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._holds: set[object] = set()
 
@@ -66,28 +69,48 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._transport
 
-    async def writable(self, over: asyncio.Future[Any] | None = None) -> None:
+    async def writable(self, over: asyncio.Future[Any] | None = None, size: int = 0) -> None:
         """Wait until the peer takes data again; raise LinkClosed when it never will.
 
         Returns early when ``over`` is done: the caller's time is over, or what he wanted to send
-        is not wanted any more.
+        is not wanted any more. ``size`` bytes are kept meanwhile; raises RpcError
+        (RESOURCE_EXHAUSTED) instead when those that wait already leave no room for them.
         """
-        ends = () if over is None else (over,)
-        while self._congested and not self.closed.is_set() and not any(end.done() for end in ends):
-            waiter = self.loop.create_future()
-            self._waiting.append(waiter)
-            try:
-                await asyncio.wait((waiter, *ends), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                self._forget(waiter)
+        if self._congested:
+            await self._queue(over, size)
         if self.closed.is_set() or self.transport.is_closing():
             raise LinkClosed("the connection is closed")
 
-    def _forget(self, waiter: asyncio.Future[None]) -> None:
+    async def _queue(self, over: asyncio.Future[Any] | None, size: int) -> None:
+        if self._waiting_bytes + size > MAX_WAITING:
+            text = f"the peer has not taken {self._waiting_bytes} bytes that wait for it"
+            raise RpcError(Code.RESOURCE_EXHAUSTED, text)
+        self._waiting_bytes += size
         try:
-            self._waiting.remove(waiter)
-        except ValueError:
-            return
+            while self._congested and not self.closed.is_set():
+                if over is not None and over.done():
+                    break
+                await self._turn(over)
+        finally:
+            self._waiting_bytes -= size
+            # One after the other: the first to write may well stop all that follow.
+            self.loop.call_soon(self._wake_next)
+
+    async def _turn(self, over: asyncio.Future[Any] | None) -> None:
+        waiter = self.loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            if over is None:
+                await waiter
+            else:
+                await asyncio.wait((waiter, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    def _wake_next(self) -> None:
+        if self._waiting and not self._congested:
+            _wake(self._waiting.popleft())
 
     def check_size(self, size: int) -> None:
         """Raise RpcError when the peer would refuse a frame with a body of ``size`` bytes."""
@@ -166,20 +189,16 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Let writers go on."""
         self._congested = False
-        self._wake_writers()
+        self._wake_next()
         self.congested(False)
-
-    def _wake_writers(self) -> None:
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody that it is over."""
         reason = LinkClosed("the connection is closed")
         reason.__cause__ = exc
         self.closed.set()
-        self._wake_writers()
+        for waiter in self._waiting:
+            _wake(waiter)
         self.lost(reason)
 
 
@@ -256,5 +275,10 @@ class Inbox:
         self._connection.release(self)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

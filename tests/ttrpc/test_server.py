@@ -9,19 +9,20 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from google.protobuf.wrappers_pb2 import Int64Value, StringValue
+from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 
 from shims.core.errors import DeadlineExceeded
+from shims.ttrpc import connection
 from shims.ttrpc.client import Client
 from shims.ttrpc.codes import Code
 from shims.ttrpc.envelope import request_head
 from shims.ttrpc.errors import LinkClosed, RpcError
-from shims.ttrpc.frames import FrameType, frame_header
+from shims.ttrpc.frames import Frame, FrameReader, FrameType, frame_header
 from shims.ttrpc.server import Context, Method, Server
 from tests.ttrpc.conftest import SERVICE, Echo
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -34,6 +35,15 @@ async def echo_once(client: Client, text: str = "hello") -> str:
     request = StringValue(value=text)
     answer = await client.unary(SERVICE, "Echo", request, StringValue, timeout=5)
     return str(answer.value)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds that a few turns of the loop bring about."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    pytest.fail("it does not come about")
 
 
 @asynccontextmanager
@@ -168,3 +178,60 @@ async def test_early_bytes_of_a_refused_user_are_dropped(
         assert not await asyncio.get_running_loop().sock_recv(ours, 100)
     await server.drain(timeout=5)
     assert len(echo.contexts) == 1
+
+
+async def test_no_answers_are_made_while_the_client_takes_none() -> None:
+    begun: list[int] = []
+
+    async def large(request: Int64Value, context: Context) -> BytesValue:
+        begun.append(request.value)
+        return BytesValue(value=bytes(300_000))
+
+    server = Server()
+    server.add_service(SERVICE, {"Large": Method.unary(large, Int64Value, BytesValue)})
+    numbers = list(range(1, 101))
+    flood = b"".join(
+        request_frame(2 * number - 1, "Large", Int64Value(value=number).SerializeToString())
+        for number in numbers
+    )
+    loop = asyncio.get_running_loop()
+    async with serving(server, flood) as ours, asyncio.timeout(10):
+        data = await loop.sock_recv(ours, 1)
+        assert begun == [1]
+        assert server.calls == 99
+        reader = FrameReader()
+        answers: list[Frame] = []
+        while len(answers) < len(numbers):
+            answers += reader.feed(data)
+            if len(answers) < len(numbers):
+                data = await loop.sock_recv(ours, 1 << 20)
+    assert begun == numbers
+    assert {answer.stream_id for answer in answers} == {2 * number - 1 for number in numbers}
+
+
+async def test_answers_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_WAITING", 1_000_000)
+    release = asyncio.Event()
+    begun: list[Context] = []
+
+    async def large(request: Int64Value, context: Context) -> BytesValue:
+        begun.append(context)
+        await release.wait()
+        return BytesValue(value=bytes(400_000))
+
+    server = Server()
+    server.add_service(SERVICE, {"Large": Method.unary(large, Int64Value, BytesValue)})
+    async with serving(server) as ours, await Client.connect(ours) as client, asyncio.timeout(10):
+        calls = [
+            asyncio.create_task(client.unary(SERVICE, "Large", Int64Value(), BytesValue, timeout=5))
+            for _ in range(10)
+        ]
+        await until(lambda: len(begun) == 10)
+        client.hold("the test")
+        release.set()
+        await until(lambda: server.calls == 2)
+        client.release("the test")
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, RpcError)]
+    assert [result.code for result in refused] == [Code.RESOURCE_EXHAUSTED] * 7
+    assert len([result for result in results if isinstance(result, BytesValue)]) == 3
