@@ -168,8 +168,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Act on the frames that ``nbytes`` more bytes complete."""
-        for frame in self._reader.advance(nbytes):
-            self.frame_received(frame)
+        self.act(self._reader.advance(nbytes))
 
     def received(self, data: bytes) -> None:
         """Act on bytes that somebody read from the socket before this connection began.
@@ -178,7 +177,13 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self.transport.is_closing():
             return
-        for frame in self._reader.feed(data):
+        self.act(self._reader.feed(data))
+
+    def act(self, frames: list[Frame]) -> None:
+        """Act on the frames that one read completed, if any."""
+        for frame in frames:
+            if self.transport.is_closing():
+                return  # one of them was the last that we wanted to hear
             self.frame_received(frame)
 
     def pause_writing(self) -> None:

@@ -39,12 +39,18 @@ __all__ = ["Context", "Method", "Peer", "Server"]
 
 _log = logging.getLogger(__name__)
 _CREDENTIALS = struct.Struct("3i")
+MAX_CONNECTIONS = 256
+MAX_BREACHES = 16
+"""Frames that no correct client sends, in a row: so many, and the connection is closed."""
+STALL = 30.0
+"""Seconds, twice as many at most, for which a client may leave a frame half sent."""
 
 
 class Server:
     """Serves any number of services on any number of listening sockets.
 
-    ``max_message`` is the longest body accepted and sent. With ``require_same_user`` a unix socket
+    ``max_message`` is the longest body accepted and sent. Of more than ``max_connections`` at a
+    time, the later ones are closed at once. With ``require_same_user`` a unix socket
     serves only processes of our own user and group; others are cut off before their first byte is
     read.
     """
@@ -54,10 +60,12 @@ class Server:
         *,
         max_message: int = MAX_BODY,
         max_streams: int = MAX_STREAMS,
+        max_connections: int = MAX_CONNECTIONS,
         require_same_user: bool = True,
     ) -> None:
         self.max_message = max_message
         self.max_streams = max_streams
+        self.max_connections = max_connections
         self.require_same_user = require_same_user
         self.draining = False
         self._services: dict[str, dict[str, Method]] = {}
@@ -152,6 +160,11 @@ class Server:
         for accepting in tuple(self._listeners):
             accepting.close()
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many connections as may be."""
+        return len(self._connections) >= self.max_connections
+
     def connected(self, connection: _ServerConnection) -> None:
         """Take note of a connection."""
         self._connections.add(connection)
@@ -175,6 +188,9 @@ class _ServerConnection(Connection):
         self.calls: dict[int, ServerCall] = {}
         self._streams = ServerStreams(server.max_streams)
         self._peer: Peer | None = None
+        self._breaches = 0
+        self._reads = 0
+        self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -186,13 +202,37 @@ class _ServerConnection(Connection):
             self.abort()
         elif self.server.draining:
             self.abort()
+        elif self.server.full:
+            _log.warning("refused a connection: there are %d", self.server.max_connections)
+            self.abort()
         else:
             self.server.connected(self)
+
+    def act(self, frames: list[Frame]) -> None:
+        super().act(frames)
+        self._reads += 1
+        if self._stall is None and self._reader.partial:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._stall = self.loop.call_later(STALL, self._check_stall, self._reads)
+
+    def _check_stall(self, reads: int) -> None:
+        """Close the connection when a frame was left half sent, although we were reading."""
+        self._stall = None
+        if self.closed.is_set() or not self._reader.partial:
+            return
+        if self._reads == reads and not self._holds:
+            _log.warning("closed a connection: a frame was not sent to its end")
+            self.abort()
+        else:
+            self._watch()
 
     def frame_received(self, frame: Frame) -> None:
         for event in self._streams.receive(frame):
             match event:
                 case Call():
+                    self._breaches = 0
                     self._start(event)
                 case Message():
                     self._message(event)
@@ -200,6 +240,14 @@ class _ServerConnection(Connection):
                     self._client_closed(event.stream_id)
                 case Refusal():
                     self._refuse(event.stream_id, event.code, event.message)
+                    if event.breach:
+                        self._count_breach(event.message)
+
+    def _count_breach(self, what: str) -> None:
+        self._breaches += 1
+        if self._breaches >= MAX_BREACHES:
+            _log.warning("closed a connection that breaks the rules: %s", what)
+            self.abort()
 
     def congested(self, yes: bool) -> None:
         # A client that asks without reading the answers is not read any further.
@@ -209,6 +257,8 @@ class _ServerConnection(Connection):
             self.release(self)
 
     def lost(self, reason: LinkClosed) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
         for call in tuple(self.calls.values()):
             call.cancel()
         self._disconnect()

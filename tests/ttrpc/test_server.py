@@ -13,6 +13,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 
 from shims.core.errors import DeadlineExceeded
 from shims.ttrpc import connection
+from shims.ttrpc import server as server_module
 from shims.ttrpc.client import Client
 from shims.ttrpc.codes import Code
 from shims.ttrpc.envelope import request_head
@@ -235,3 +236,118 @@ async def test_answers_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     refused = [result for result in results if isinstance(result, RpcError)]
     assert [result.code for result in refused] == [Code.RESOURCE_EXHAUSTED] * 7
     assert len([result for result in results if isinstance(result, BytesValue)]) == 3
+
+
+EVEN_ID = frame_header(0, 2, FrameType.REQUEST)
+BREACHES = {
+    "even ids": EVEN_ID,
+    "ids used again": request_frame(1, "Nothing", b""),
+    "requests that cannot be read": frame_header(1, 3, FrameType.REQUEST) + b"\xff",
+    "data out of nowhere": frame_header(0, 9, FrameType.DATA),
+}
+
+
+@pytest.mark.parametrize("what", BREACHES)
+async def test_who_breaks_the_rules_again_and_again_is_cut_off(
+    what: str, server: Server, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(server) as ours, asyncio.timeout(5):
+        await loop.sock_sendall(ours, BREACHES[what] * 1000)
+        answers: list[Frame] = []
+        reader = FrameReader()
+        while data := await received(ours):
+            answers += reader.feed(data)
+    assert len(answers) in (16, 17)
+    assert "breaks the rules" in caplog.text
+    assert await echo_once(client) == "hello"
+
+
+async def received(sock: socket.socket) -> bytes:
+    try:
+        return await asyncio.get_running_loop().sock_recv(sock, 1 << 16)
+    except ConnectionResetError:  # closed while bytes of ours were not read yet
+        return b""
+
+
+async def test_who_breaks_the_rules_now_and_then_is_not(server: Server, echo: Echo) -> None:
+    loop = asyncio.get_running_loop()
+    requests = [request_frame(number, "Echo", b"") for number in range(1, 200, 2)]
+    late = b"".join(frame_header(0, number, FrameType.DATA) for number in range(1, 200, 2))
+    async with serving(server) as ours, asyncio.timeout(5):
+        await loop.sock_sendall(ours, b"".join(EVEN_ID * 15 + request for request in requests))
+        await answers_of(ours, 1600)
+        await loop.sock_sendall(ours, late + request_frame(201, "Echo", b""))
+        await answers_of(ours, 101)
+    assert len(echo.contexts) == 101
+
+
+async def answers_of(sock: socket.socket, count: int) -> list[Frame]:
+    """Return the next ``count`` frames."""
+    reader = FrameReader()
+    frames: list[Frame] = []
+    while len(frames) < count:
+        data = await received(sock)
+        assert data, "the connection is closed"
+        frames += reader.feed(data)
+    return frames
+
+
+@pytest.mark.parametrize(
+    "begun", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", frame_header(4 << 20, 1, 1) + b"x", b"\x00"]
+)
+async def test_half_a_frame_and_silence_ends_the_connection(
+    begun: bytes, server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "STALL", 0.05)
+    loop = asyncio.get_running_loop()
+    async with serving(server) as ours, serving(server) as idle, asyncio.timeout(5):
+        await loop.sock_sendall(ours, begun)
+        assert not await received(ours)
+        await loop.sock_sendall(idle, request_frame(1, "Echo", b""))
+        assert await received(idle)
+    assert await echo_once(client) == "hello"
+
+
+async def test_our_own_silence_is_not_the_clients(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While we do not read, the client cannot go on."""
+    checked: list[int] = []
+    thrice = asyncio.Event()
+    check = server_module._ServerConnection._check_stall
+
+    def watch(connection: server_module._ServerConnection, reads: int) -> None:
+        checked.append(reads)
+        if len(checked) == 3:
+            thrice.set()
+        check(connection, reads)
+
+    monkeypatch.setattr(server_module._ServerConnection, "_check_stall", watch)
+    monkeypatch.setattr(server_module, "STALL", 0.05)
+    loop = asyncio.get_running_loop()
+    frame = request_frame(1, "Echo", b"")
+    async with serving(server) as ours, asyncio.timeout(5):
+        await loop.sock_sendall(ours, frame[:5])
+        await until(lambda: bool(server._connections))
+        (connection,) = server._connections
+        await until(lambda: connection._stall is not None)
+        connection.hold("the test")
+        await thrice.wait()
+        connection.release("the test")
+        await loop.sock_sendall(ours, frame[5:])
+        assert await received(ours)
+
+
+async def test_connections_are_limited(caplog: pytest.LogCaptureFixture, echo: Echo) -> None:
+    server = Server(max_connections=2)
+    server.add_service(SERVICE, echo.methods())
+    async with serving(server) as first, serving(server) as second:
+        async with await Client.connect(first) as one, await Client.connect(second) as two:
+            assert await echo_once(one) == await echo_once(two) == "hello"
+            async with serving(server) as third, asyncio.timeout(5):
+                assert not await received(third)
+            assert "refused a connection: there are 2" in caplog.text
+            assert await echo_once(one) == "hello"
+    async with serving(server) as again, await Client.connect(again) as client:
+        assert await echo_once(client) == "hello"
