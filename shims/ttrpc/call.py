@@ -204,23 +204,28 @@ class ServerCall:
             self._alarm = loop.call_at(self.context.deadline, self._late)
         name = f"ttrpc {call.request.service}/{call.request.method}"
         self.task = loop.create_task(self._run(payload), name=name)
-        self.task.add_done_callback(self._done)
 
     def finish(self, code: Code, message: str) -> None:
         """Answer the call with a status, if it has no answer yet; cancel its handler."""
         if not self.answered:
             self._status(code, message)
-            self.task.cancel()
+            self._stop()
 
     def cancel(self) -> None:
         """Cancel the handler, and send no answer: there is nobody left to read it."""
         self._close()
+        self._stop()
+
+    def _stop(self) -> None:
+        # A task that is cancelled before its first step takes no step at all.
+        self.task.add_done_callback(self._done)
         self.task.cancel()
 
     async def _run(self, payload: memoryview | None) -> None:
         try:
             # While the client takes no answers, none are made: many calls fit in few bytes.
-            await self._connection.writable()
+            if self._connection.stalled:
+                await self._connection.writable()
             if self._method.kind.server_streams:
                 await self._stream(payload)
             else:
@@ -235,6 +240,8 @@ class ServerCall:
         except Exception as error:  # the edge of a task: one bad handler must not end the server
             _log.exception("%s/%s failed", self.context.service, self.context.method)
             self._status(Code.INTERNAL, f"{type(error).__name__}: {error}")
+        finally:
+            self._done()
 
     def _argument(self, payload: memoryview | None) -> Any:
         if self.inbox is not None:
@@ -295,7 +302,8 @@ class ServerCall:
             self.inbox.drop()
         self.answered = True
 
-    def _done(self, _: asyncio.Task[None]) -> None:
+    def _done(self, _: object = None) -> None:
+        """Take note that the handler has ended. May be repeated."""
         self._close()
         self._ended(self)
 

@@ -264,11 +264,13 @@ class Stream:
         Raises the call's error when it has failed, and RpcError (FAILED_PRECONDITION) when the
         server has ended the stream without one: reading tells how.
         """
-        self._check_sending()
+        if not self._sending:
+            raise self._ended()
         data = message.SerializeToString()
         self._client.check_size(len(data))
-        await self._until_writable()
-        self._check_sending()
+        await self._client.writable(self._over)
+        if not self._sending:
+            raise self._ended()
         self._client.send(self._stream_id, FrameType.DATA, 0, b"", data)
 
     async def close_send(self) -> None:
@@ -280,9 +282,8 @@ class Stream:
             self._sending = False
             self._client.send_end(self._stream_id)
 
-    def _check_sending(self) -> None:
-        if not self._sending:
-            raise self._error or RpcError(Code.FAILED_PRECONDITION, "this stream has ended")
+    def _ended(self) -> Exception:
+        return self._error or RpcError(Code.FAILED_PRECONDITION, "this stream has ended")
 
     async def _until_writable(self) -> None:
         """Wait until the server takes data; raise the call's error if it fails before."""

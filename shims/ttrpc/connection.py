@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 from typing import TYPE_CHECKING, Any
 
 from shims.ttrpc.codes import Code
@@ -43,9 +44,12 @@ class Connection(asyncio.BufferedProtocol):
         self.closed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader(max_message)
+        self._aborted = False
         self._congested = False
         self._waiting_bytes = 0
-        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._waiting: collections.OrderedDict[asyncio.Future[None], None] = (
+            collections.OrderedDict()
+        )
         self._holds: set[object] = set()
 
     # What derived classes fill in.
@@ -69,6 +73,11 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._transport
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the peer does not take what we send."""
+        return self._congested
+
     async def writable(self, over: asyncio.Future[Any] | None = None, size: int = 0) -> None:
         """Wait until the peer takes data again; raise LinkClosed when it never will.
 
@@ -87,30 +96,33 @@ class Connection(asyncio.BufferedProtocol):
             raise RpcError(Code.RESOURCE_EXHAUSTED, text)
         self._waiting_bytes += size
         try:
-            while self._congested and not self.closed.is_set():
-                if over is not None and over.done():
-                    break
+            while self._congested and not (over is not None and over.done()):
                 await self._turn(over)
+                if self.closed.is_set():
+                    return
         finally:
             self._waiting_bytes -= size
-            # One after the other: the first to write may well stop all that follow.
-            self.loop.call_soon(self._wake_next)
+            if self._waiting:
+                # One after the other: the first to write may well stop all that follow.
+                self.loop.call_soon(self._wake_next)
 
     async def _turn(self, over: asyncio.Future[Any] | None) -> None:
+        """Wait until it is our turn to write, or ``over`` is done."""
         waiter = self.loop.create_future()
-        self._waiting.append(waiter)
+        self._waiting[waiter] = None
+        wake = functools.partial(_wake, waiter)
+        if over is not None:
+            over.add_done_callback(wake)
         try:
-            if over is None:
-                await waiter
-            else:
-                await asyncio.wait((waiter, over), return_when=asyncio.FIRST_COMPLETED)
+            await waiter
         finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            self._waiting.pop(waiter, None)
+            if over is not None:
+                over.remove_done_callback(wake)
 
     def _wake_next(self) -> None:
         if self._waiting and not self._congested:
-            _wake(self._waiting.popleft())
+            _wake(self._waiting.popitem(last=False)[0])
 
     def check_size(self, size: int) -> None:
         """Raise RpcError when the peer would refuse a frame with a body of ``size`` bytes."""
@@ -151,6 +163,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once, dropping what was not sent yet. May be repeated."""
+        self._aborted = True
         # asyncio's own abort fails on a transport that closed after it had sent what was left.
         if self._transport is not None and not self.closed.is_set():
             self._transport.abort()
@@ -175,14 +188,12 @@ class Connection(asyncio.BufferedProtocol):
 
         They are dropped when the peer was refused, as the bytes after them are.
         """
-        if self.transport.is_closing():
-            return
         self.act(self._reader.feed(data))
 
     def act(self, frames: list[Frame]) -> None:
         """Act on the frames that one read completed, if any."""
         for frame in frames:
-            if self.transport.is_closing():
+            if self._aborted:
                 return  # one of them was the last that we wanted to hear
             self.frame_received(frame)
 
@@ -202,7 +213,7 @@ class Connection(asyncio.BufferedProtocol):
         reason = LinkClosed("the connection is closed")
         reason.__cause__ = exc
         self.closed.set()
-        for waiter in self._waiting:
+        for waiter in tuple(self._waiting):
             _wake(waiter)
         self.lost(reason)
 
@@ -284,6 +295,6 @@ class Inbox:
             _wake(self._waiter)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
+def _wake(waiter: asyncio.Future[None], _: object = None) -> None:
     if not waiter.done():
         waiter.set_result(None)

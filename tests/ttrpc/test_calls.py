@@ -125,10 +125,10 @@ class StalledClient(Client):
 
     def __init__(self, max_message: int = MAX_BODY) -> None:
         super().__init__(max_message)
-        self.stalled = asyncio.Event()
+        self.stopped = asyncio.Event()
 
     def congested(self, yes: bool) -> None:
-        self.stalled.set()
+        self.stopped.set()
 
 
 async def test_deadlines_hold_while_the_server_does_not_read() -> None:
@@ -138,7 +138,7 @@ async def test_deadlines_hold_while_the_server_does_not_read() -> None:
         closing = client.client_streaming(SERVICE, "Sum", Int64Value, timeout=0.5)
         async with sending, closing:
             flooding = asyncio.create_task(flood(sending))
-            await client.stalled.wait()
+            await client.stopped.wait()
             for waiting in flooding, asyncio.create_task(closing.close_send()):
                 with pytest.raises(DeadlineExceeded):
                     await waiting
@@ -159,7 +159,7 @@ async def test_a_sender_that_waits_hears_that_the_call_has_ended() -> None:
     async with await StalledClient.connect(ours) as client, asyncio.timeout(10):
         async with client.client_streaming(SERVICE, "Sum", Int64Value, timeout=None) as stream:
             flooding = asyncio.create_task(flood(stream))
-            await client.stalled.wait()
+            await client.stopped.wait()
             body = response_head(0, "", 0)
             answer = frame_header(len(body), 1, FrameType.RESPONSE) + body
             await asyncio.get_running_loop().sock_sendall(theirs, answer)
