@@ -7,14 +7,18 @@
     state = await stub.State(StateRequest(id="c1"), timeout=2)
 
 Servicers and stubs are those of ``grpc.aio``: coroutine methods, async generators, and calls that
-are awaited or iterated. grpc itself is not imported here; only the generated module needs it.
-Differences: errors are shims' RpcError, not ``grpc.aio.AioRpcError``; there are no trailing
-metadata, because ttrpc has none.
+are awaited or iterated; a method that streams may also be a coroutine that writes to its context.
+grpc itself is not imported here; only the generated module needs it.
+Differences: errors are shims' own, such as RpcError, not ``grpc.aio.AioRpcError``; there are no
+trailing metadata, because ttrpc has none; a context has no ``read``, so requests are iterated.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from shims.ttrpc.call import CallKind, Context, Method
@@ -22,13 +26,15 @@ from shims.ttrpc.codes import Code, code_from_number
 from shims.ttrpc.errors import RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     from shims.ttrpc.client import Client, Stream
     from shims.ttrpc.envelope import Metadata
     from shims.ttrpc.server import Server
 
 __all__ = ["ServicerAdapter", "StubAdapter"]
+
+Requests = AsyncIterable[Any] | Iterable[Any]
 
 
 class ServicerAdapter:
@@ -63,15 +69,10 @@ def _method(handler: Any) -> Method:
 
 def _single(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Context], Any]:
     async def run(argument: Any, context: Context) -> Any:
-        adapted = ServicerContext(context)
-        try:
+        with _adapted(context) as adapted:
             result = behaviour(argument, adapted)
             if inspect.isawaitable(result):
                 result = await result
-        except NotImplementedError as error:  # what a generated base class raises
-            adapted.check()
-            raise RpcError(Code.UNIMPLEMENTED, str(error)) from error
-        adapted.check()
         return result
 
     return run
@@ -79,12 +80,27 @@ def _single(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Context], An
 
 def _streaming(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Context], Any]:
     async def run(argument: Any, context: Context) -> AsyncIterator[Any]:
-        adapted = ServicerContext(context)
-        async for item in behaviour(argument, adapted):
-            yield item
-        adapted.check()
+        with _adapted(context) as adapted:
+            result = behaviour(argument, adapted)
+            if inspect.isawaitable(result):
+                await result  # it writes to the context
+                return
+            async for item in result:
+                yield item
 
     return run
+
+
+@contextmanager
+def _adapted(context: Context) -> Iterator[ServicerContext]:
+    """Give a servicer's method its context; raise the status that it ends with, unless it is OK."""
+    adapted = ServicerContext(context)
+    try:
+        yield adapted
+    except NotImplementedError as error:  # what a generated base class raises
+        adapted.check()
+        raise RpcError(Code.UNIMPLEMENTED, str(error)) from error
+    adapted.check()
 
 
 class ServicerContext:
@@ -128,6 +144,10 @@ class ServicerContext:
         peer = self._context.peer
         return f"unix:pid={peer.pid},uid={peer.uid}" if peer else "unknown"
 
+    async def write(self, message: Any) -> None:
+        """Send one response of a method that streams them."""
+        await self._context.write(message)
+
     async def send_initial_metadata(self, metadata: object) -> None:
         """Do nothing: ttrpc answers carry no metadata."""
 
@@ -157,11 +177,15 @@ class StubAdapter:
         service, method, encode, decode = _target(path, *coders, **options)
 
         async def call(
-            request: Any, *, timeout: float | None = None, metadata: Metadata = (), **_: object
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: Metadata | None = None,
+            **_: object,
         ) -> Any:
             return await self._client.unary(
                 service, method, _Encoded(encode(request)), decode,
-                timeout=timeout, metadata=metadata,
+                timeout=timeout, metadata=metadata or (),
             )  # fmt: skip
 
         return call
@@ -171,34 +195,36 @@ class StubAdapter:
         service, method, encode, decode = _target(path, *coders, **options)
 
         def call(
-            request: Any, *, timeout: float | None = None, metadata: Metadata = (), **_: object
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: Metadata | None = None,
+            **_: object,
         ) -> AsyncIterator[Any]:
             stream = self._client.server_streaming(
                 service, method, _Encoded(encode(request)), decode,
-                timeout=timeout, metadata=metadata,
+                timeout=timeout, metadata=metadata or (),
             )  # fmt: skip
             return _iterate(stream)
 
         return call
 
     def stream_unary(self, path: str, *coders: Any, **options: Any) -> Callable[..., Any]:
-        """Return a callable: ``await call(requests)`` with an async iterable of requests."""
+        """Return a callable: ``await call(requests)`` with an iterable, async or not."""
         service, method, encode, decode = _target(path, *coders, **options)
 
         async def call(
-            requests: AsyncIterable[Any],
+            requests: Requests,
             *,
             timeout: float | None = None,
-            metadata: Metadata = (),
+            metadata: Metadata | None = None,
             **_: object,
         ) -> Any:
             stream = self._client.client_streaming(
-                service, method, decode, timeout=timeout, metadata=metadata
+                service, method, decode, timeout=timeout, metadata=metadata or ()
             )
-            async with stream:
-                async for request in requests:
-                    await stream.send(_Encoded(encode(request)))
-                return await stream.finish()
+            async with stream, _sending(stream, encode, requests):
+                return await stream.response()
 
         return call
 
@@ -207,13 +233,15 @@ class StubAdapter:
         service, method, encode, decode = _target(path, *coders, **options)
 
         def call(
-            requests: AsyncIterable[Any] | None = None,
+            requests: Requests | None = None,
             *,
             timeout: float | None = None,
-            metadata: Metadata = (),
+            metadata: Metadata | None = None,
             **_: object,
         ) -> BidiCall:
-            stream = self._client.bidi(service, method, decode, timeout=timeout, metadata=metadata)
+            stream = self._client.bidi(
+                service, method, decode, timeout=timeout, metadata=metadata or ()
+            )
             return BidiCall(stream, encode, requests)
 
         return call
@@ -223,7 +251,7 @@ class BidiCall:
     """One bidirectional call: ``async for`` with an iterable of requests, else read and write."""
 
     def __init__(
-        self, stream: Stream, encode: Callable[[Any], bytes], requests: AsyncIterable[Any] | None
+        self, stream: Stream, encode: Callable[[Any], bytes], requests: Requests | None
     ) -> None:
         self._stream = stream
         self._encode = encode
@@ -249,18 +277,39 @@ class BidiCall:
         return await self._stream.receive()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        import asyncio
-
-        async with self, asyncio.TaskGroup() as group:
-            group.create_task(self._send_all(), name="ttrpc requests")
+        requests = () if self._requests is None else self._requests
+        async with self, _sending(self._stream, self._encode, requests):
             while (response := await self.read()) is not None:
                 yield response
 
-    async def _send_all(self) -> None:
-        if self._requests is not None:
-            async for request in self._requests:
-                await self.write(request)
-        await self.done_writing()
+
+@asynccontextmanager
+async def _sending(
+    stream: Stream, encode: Callable[[Any], bytes], requests: Requests
+) -> AsyncIterator[None]:
+    """Send ``requests`` inside the block; what is left of them at its end is not wanted any more.
+
+    The server may end the call at any time, whatever the iterable is waiting for just then.
+    """
+    sender = asyncio.create_task(_send_all(stream, encode, requests), name="ttrpc requests")
+    try:
+        yield
+    finally:
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+
+
+async def _send_all(stream: Stream, encode: Callable[[Any], bytes], requests: Requests) -> None:
+    try:
+        if isinstance(requests, AsyncIterable):
+            async for request in requests:
+                await stream.send(_Encoded(encode(request)))
+        else:
+            for request in requests:
+                await stream.send(_Encoded(encode(request)))
+        await stream.close_send()
+    except Exception as error:  # of the iterable, for whoever reads; the call's own came before
+        stream.give_up(error)
 
 
 class _Encoded:

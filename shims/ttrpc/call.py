@@ -16,7 +16,7 @@ from shims.ttrpc.errors import LinkClosed, RpcError, code_of
 from shims.ttrpc.frames import FrameType
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from shims.ttrpc.streams import Call
 
@@ -122,9 +122,9 @@ class Peer(NamedTuple):
 
 
 class Context:
-    """What a handler may know about its call."""
+    """What a handler may know about its call, and do with it."""
 
-    __slots__ = ("_loop", "deadline", "metadata", "method", "peer", "service")
+    __slots__ = ("_emit", "_loop", "deadline", "metadata", "method", "peer", "service")
 
     def __init__(
         self,
@@ -132,8 +132,10 @@ class Context:
         call: Call,
         peer: Peer | None,
         deadline: float | None,
+        emit: Callable[[Any], Awaitable[None]],
     ) -> None:
         self._loop = loop
+        self._emit = emit
         self.service = call.request.service
         self.method = call.request.method
         self.metadata: Metadata = call.request.metadata
@@ -147,16 +149,28 @@ class Context:
         """Return the seconds until the deadline, never negative; None without limit."""
         return None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
 
+    async def write(self, message: Any) -> None:
+        """Send one message of a method whose server streams, as ``yield`` in its handler does.
+
+        Waits while the client does not read. Raises RpcError when the call has ended.
+        """
+        await self._emit(message)
+
     def first(self, key: str, default: str = "") -> str:
         """Return the first metadata value under ``key``."""
         return next((value for name, value in self.metadata if name == key), default)
 
 
 class ServerCall:
-    """Runs the handler of one call and sends its answer: exactly one last word per call."""
+    """Runs the handler of one call and sends its answer: exactly one last word per call.
+
+    The answer may go out before the handler ends, at its deadline; the call ends with its handler,
+    which ``ended`` is told.
+    """
 
     __slots__ = (
-        "_alarm", "_connection", "_finished", "_method", "context", "inbox", "stream_id", "task",
+        "_alarm", "_connection", "_ended", "_method",
+        "answered", "context", "inbox", "stream_id", "task",
     )  # fmt: skip
 
     def __init__(
@@ -165,16 +179,19 @@ class ServerCall:
         method: Method,
         call: Call,
         peer: Peer | None,
-        finished: Callable[[ServerCall], None],
+        ended: Callable[[ServerCall], None],
     ) -> None:
         self._connection = connection
         self._method = method
-        self._finished = finished
+        self._ended = ended
         self._alarm: asyncio.TimerHandle | None = None
+        self.answered = False
+        """Whether the last word is out, or nobody is left to hear it."""
         self.stream_id = call.stream_id
         loop = connection.loop
         timeout = call.request.timeout_ns / _NS
-        self.context = Context(loop, call, peer, loop.time() + timeout if timeout else None)
+        deadline = loop.time() + timeout if timeout else None
+        self.context = Context(loop, call, peer, deadline, self._emit)
         self.inbox: Inbox | None = None
         payload = call.request.payload
         if method.kind.client_streams:
@@ -188,24 +205,27 @@ class ServerCall:
         name = f"ttrpc {call.request.service}/{call.request.method}"
         self.task = loop.create_task(self._run(payload), name=name)
 
-    @property
-    def answered(self) -> bool:
-        """Whether the last word is out."""
-        return self._finished is _nothing
-
     def finish(self, code: Code, message: str) -> None:
-        """End the call with a status, if it has not ended; cancel its handler."""
+        """Answer the call with a status, if it has no answer yet; cancel its handler."""
         if not self.answered:
             self._status(code, message)
-            self.task.cancel()
+            self._stop()
 
     def cancel(self) -> None:
-        """End the call without an answer: there is nobody left to read it."""
+        """Cancel the handler, and send no answer: there is nobody left to read it."""
         self._close()
+        self._stop()
+
+    def _stop(self) -> None:
+        # A task that is cancelled before its first step takes no step at all.
+        self.task.add_done_callback(self._done)
         self.task.cancel()
 
     async def _run(self, payload: memoryview | None) -> None:
         try:
+            # While the client takes no answers, none are made: many calls fit in few bytes.
+            if self._connection.stalled:
+                await self._connection.writable()
             if self._method.kind.server_streams:
                 await self._stream(payload)
             else:
@@ -220,6 +240,8 @@ class ServerCall:
         except Exception as error:  # the edge of a task: one bad handler must not end the server
             _log.exception("%s/%s failed", self.context.service, self.context.method)
             self._status(Code.INTERNAL, f"{type(error).__name__}: {error}")
+        finally:
+            self._done()
 
     def _argument(self, payload: memoryview | None) -> Any:
         if self.inbox is not None:
@@ -243,23 +265,26 @@ class ServerCall:
         response = self._method.encode(await result)
         head = response_head(Code.OK, "", len(response))
         self._connection.check_size(len(head) + len(response))
-        await self._connection.writable()
+        await self._connection.writable(size=len(response))
         self._last_word(FrameType.RESPONSE, 0, head, response)
 
     async def _stream(self, payload: memoryview | None) -> None:
         handler = self._method.handler(self._argument(payload), self.context)
         async with contextlib.aclosing(handler) as items:
             async for item in items:
-                message = self._method.encode(item)
-                self._connection.check_size(len(message))
-                await self._connection.writable()
-                if self.answered:
-                    return
-                self._connection.send(self.stream_id, FrameType.DATA, 0, b"", message)
+                await self._emit(item)
         await self._connection.writable()
         if not self.answered:
             self._connection.send_end(self.stream_id)
             self._close()
+
+    async def _emit(self, item: Any) -> None:
+        message = self._method.encode(item)
+        self._connection.check_size(len(message))
+        await self._connection.writable(size=len(message))
+        if self.answered:
+            raise RpcError(Code.CANCELLED, "this call has ended")
+        self._connection.send(self.stream_id, FrameType.DATA, 0, b"", message)
 
     def _status(self, code: Code, message: str) -> None:
         self._last_word(FrameType.RESPONSE, 0, response_head(code, message, 0))
@@ -275,15 +300,15 @@ class ServerCall:
             self._alarm = None
         if self.inbox is not None:
             self.inbox.drop()
-        finished, self._finished = self._finished, _nothing
-        finished(self)
+        self.answered = True
+
+    def _done(self, _: object = None) -> None:
+        """Take note that the handler has ended. May be repeated."""
+        self._close()
+        self._ended(self)
 
     def _late(self) -> None:
         self.finish(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
 
     def _overrun(self) -> None:
         self.finish(Code.RESOURCE_EXHAUSTED, "the handler does not read its messages")
-
-
-def _nothing(_: ServerCall) -> None:
-    """Stand in for the callback of a call that has ended."""

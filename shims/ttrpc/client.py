@@ -7,9 +7,10 @@
         async with client.server_streaming(SERVICE, "Watch", request, Event, timeout=60) as events:
             async for event in events: ...
 
-A call fails with RpcError when the server says so, with DeadlineExceeded when its time is over and
-with LinkClosed when the connection ends first. A call that is given up (deadline, cancellation) is
-forgotten here at once; ttrpc has no way to tell the server, which runs into the deadline itself.
+A call fails with RpcError when the server says so, with DeadlineExceeded when its time is over,
+whichever end notices first, and with LinkClosed when the connection ends. A call that is given up
+(deadline, cancellation) is forgotten here at once; ttrpc has no way to tell the server, which runs
+into the deadline itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from shims.core.errors import DeadlineExceeded, Unreachable
 from shims.ttrpc.codes import Code, code_from_number
 from shims.ttrpc.connection import Connection, Inbox
 from shims.ttrpc.envelope import request_head
-from shims.ttrpc.errors import LinkClosed, RpcError
+from shims.ttrpc.errors import LinkClosed, RpcError, error_of
 from shims.ttrpc.frames import MAX_BODY, Flag, Frame, FrameType
 from shims.ttrpc.streams import Answer, ClientStreams, Closed, Message, Refusal
 
@@ -75,7 +76,9 @@ class Client(Connection):
                 async with asyncio.timeout(timeout):
                     await loop.create_unix_connection(lambda: client, path)
             except OSError as error:  # TimeoutError included
-                raise Unreachable(f"{path}: {error.strerror or 'no answer'}") from error
+                # Some have a text only, as for a path that is too long.
+                text = error.strerror or str(error) or "no answer"
+                raise Unreachable(f"{path}: {text}") from error
         if received:
             client.received(received)
         return client
@@ -109,11 +112,11 @@ class Client(Connection):
         if timeout is not None:
             alarm = self.loop.call_later(timeout, _late, answer, service, method, timeout)
         try:
-            await self._until_writable(answer)
-            payload = request.SerializeToString()
-            stream_id = self._open()
-            self._unary[stream_id] = answer
-            self._request(stream_id, 0, service, method, payload, timeout, metadata)
+            await self.writable(answer)
+            if not answer.done():
+                payload = request.SerializeToString()
+                stream_id = self._request(0, service, method, payload, timeout, metadata)
+                self._unary[stream_id] = answer
             response = await answer
         finally:
             if alarm is not None:
@@ -174,12 +177,10 @@ class Client(Connection):
 
     def begin(self, stream: Stream, flags: int) -> int:
         """Open a stream with its request; the caller has waited until we are writable."""
-        stream_id = self._open()
+        stream_id = self._request(
+            flags, stream.service, stream.method, stream.first, stream.timeout, stream.metadata
+        )
         self._streaming[stream_id] = stream
-        self._request(
-            stream_id, flags, stream.service, stream.method, stream.first, stream.timeout,
-            stream.metadata,
-        )  # fmt: skip
         return stream_id
 
     def forget(self, stream_id: int) -> None:
@@ -187,40 +188,24 @@ class Client(Connection):
         self._streaming.pop(stream_id, None)
         self._streams.finish(stream_id)
 
-    def _open(self) -> int:
-        if (stream_id := self._streams.open()) is None:
-            raise LinkClosed("the connection has used up its stream ids", hint="connect again")
-        return stream_id
-
-    async def _until_writable(self, answer: asyncio.Future[Response]) -> None:
-        """Wait until the server takes data; the failure of ``answer`` (its deadline) ends that."""
-        if not self._congested:
-            await self.writable()
-            return
-        waiting = self.loop.create_task(self.writable())
-        try:
-            await asyncio.wait((waiting, answer), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                answer.result()
-            waiting.result()
-        finally:
-            waiting.cancel()
-
     def _request(
         self,
-        stream_id: int,
         flags: int,
         service: str,
         method: str,
         payload: bytes | None,
         timeout: float | None,
         metadata: Iterable[tuple[str, str]],
-    ) -> None:
+    ) -> int:
+        """Send a request, if it may be sent at all, and return its stream's id."""
         size = None if payload is None else len(payload)
         timeout_ns = 0 if timeout is None else max(1, int(timeout * _NS))
         head = request_head(service, method, size, timeout_ns, metadata)
         self.check_size(len(head) + (size or 0))
+        if (stream_id := self._streams.open()) is None:
+            raise LinkClosed("the connection has used up its stream ids", hint="connect again")
         self.send(stream_id, FrameType.REQUEST, flags, head, payload or b"")
+        return stream_id
 
 
 class Stream:
@@ -249,21 +234,26 @@ class Stream:
         self._inbox = Inbox(client, self._overrun)
         self._stream_id = 0
         self._sending = False
+        self._over: asyncio.Future[None] = client.loop.create_future()
         self._answer: Response | None = None
         self._error: Exception | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        await self._client.writable()
-        self._sending = self.first is None
-        flags = Flag.REMOTE_OPEN if self._sending else Flag.REMOTE_CLOSED
-        self._stream_id = self._client.begin(self, flags)
         if self.timeout is not None:
             self._alarm = self._client.loop.call_later(self.timeout, self._late)
+        flags = Flag.REMOTE_OPEN if self.first is None else Flag.REMOTE_CLOSED
+        try:
+            await self._until_writable()
+            self._stream_id = self._client.begin(self, flags)
+        except BaseException:
+            self._end()
+            raise
+        self._sending = self.first is None
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._sending and self._stream_id in self._client._streaming:
+        if self._sending:
             self._client.send_end(self._stream_id)
         self._end()
         self._inbox.drop()
@@ -271,25 +261,43 @@ class Stream:
     async def send(self, message: Any) -> None:
         """Send one message; waits while the server does not read.
 
-        Raises the call's error when the server has ended the stream.
+        Raises the call's error when it has failed, and RpcError (FAILED_PRECONDITION) when the
+        server has ended the stream without one: reading tells how.
         """
         if not self._sending:
-            raise self._error or RpcError(Code.FAILED_PRECONDITION, "this stream has ended")
+            raise self._ended()
         data = message.SerializeToString()
         self._client.check_size(len(data))
-        await self._client.writable()
+        await self._client.writable(self._over)
+        if not self._sending:
+            raise self._ended()
         self._client.send(self._stream_id, FrameType.DATA, 0, b"", data)
 
     async def close_send(self) -> None:
         """Say that no further message comes from us. May be repeated."""
+        if not self._sending:
+            return
+        await self._until_writable()
         if self._sending:
             self._sending = False
-            await self._client.writable()
             self._client.send_end(self._stream_id)
+
+    def _ended(self) -> Exception:
+        return self._error or RpcError(Code.FAILED_PRECONDITION, "this stream has ended")
+
+    async def _until_writable(self) -> None:
+        """Wait until the server takes data; raise the call's error if it fails before."""
+        await self._client.writable(self._over)
+        if self._error is not None:
+            raise self._error
 
     async def finish(self) -> Any:
         """Close our side and return the one response of a client-streaming call."""
         await self.close_send()
+        return await self.response()
+
+    async def response(self) -> Any:
+        """Return the one response of a client-streaming call, which may come at any time."""
         while await self._inbox.get() is not None:
             pass
         if self._answer is None:
@@ -314,13 +322,13 @@ class Stream:
                 self._end()
                 self._inbox.end()
             case Refusal():
-                self.fail(RpcError(event.code, event.message))
+                self.fail(error_of(event.code, event.message))
             case Answer():
                 self._last(event.response)
 
     def _last(self, response: Response) -> None:
         if response.code:
-            self.fail(RpcError(code_from_number(response.code), response.message))
+            self.fail(error_of(code_from_number(response.code), response.message))
             return
         self._answer = response
         self._end()
@@ -328,15 +336,25 @@ class Stream:
 
     def fail(self, error: Exception) -> None:
         """End the call with an error, which reading raises after the last message."""
+        if self._over.done():
+            return
         self._error = error
         self._end()
         self._inbox.end(error)
+
+    def give_up(self, error: Exception) -> None:
+        """End the call from our side; reading raises ``error``. Ignored when it has ended."""
+        if self._sending:
+            self._client.send_end(self._stream_id)
+        self.fail(error)
 
     def _end(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
         self._sending = False
+        if not self._over.done():
+            self._over.set_result(None)
         self._client.forget(self._stream_id)
 
     def _late(self) -> None:
@@ -352,14 +370,14 @@ def _settle(answer: asyncio.Future[Response], event: Message | Answer | Closed |
         case Answer():
             answer.set_result(event.response)
         case Refusal():
-            answer.set_exception(RpcError(event.code, event.message))
+            answer.set_exception(error_of(event.code, event.message))
         case _:
             answer.set_exception(RpcError(Code.INTERNAL, "a unary call was answered by a stream"))
 
 
 def _unpack(response: Response, response_type: Any) -> Any:
     if response.code:
-        raise RpcError(code_from_number(response.code), response.message)
+        raise error_of(code_from_number(response.code), response.message)
     return _decode(response.payload, response_type)
 
 

@@ -1,16 +1,17 @@
 """One connection on asyncio, seen alike from both ends: frames in, frames out, backpressure.
 
 Outgoing: a writer awaits ``writable`` before each frame, so that at most one frame per waiting
-call and asyncio's own high-water mark are in memory. Incoming: reading pauses as long as somebody
-holds a reason (``hold`` and ``release``): an answer that the peer does not read, a stream whose
-consumer is behind.
+call, ``MAX_WAITING`` bytes together, and asyncio's own high-water mark are in memory. Incoming:
+reading pauses as long as somebody holds a reason (``hold`` and ``release``): an answer that the
+peer does not read, a stream whose consumer is behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 from shims.ttrpc.codes import Code
 from shims.ttrpc.errors import LinkClosed, RpcError
@@ -25,6 +26,8 @@ _JOINED = 32 * 1024
 """Payloads up to this size are joined with their header: one system call beats one copy."""
 _INBOX_MESSAGES = 64
 _INBOX_BYTES = 8 << 20
+MAX_WAITING = 64 << 20
+"""Bytes of frames that one connection may keep for a peer that does not take them."""
 PATIENCE = 1.0
 """Seconds for which one slow stream may stop all reading; as in the Go implementation."""
 
@@ -41,8 +44,12 @@ class Connection(asyncio.BufferedProtocol):
         self.closed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader(max_message)
+        self._aborted = False
         self._congested = False
-        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._waiting_bytes = 0
+        self._waiting: collections.OrderedDict[asyncio.Future[None], None] = (
+            collections.OrderedDict()
+        )
         self._holds: set[object] = set()
 
     # What derived classes fill in.
@@ -66,23 +73,56 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._transport
 
-    async def writable(self) -> None:
-        """Wait until the peer takes data again; raise LinkClosed when it never will."""
-        while self._congested and not self.closed.is_set():
-            waiter = self.loop.create_future()
-            self._waiting.append(waiter)
-            try:
-                await waiter
-            finally:
-                self._forget(waiter)
+    @property
+    def stalled(self) -> bool:
+        """Whether the peer does not take what we send."""
+        return self._congested
+
+    async def writable(self, over: asyncio.Future[Any] | None = None, size: int = 0) -> None:
+        """Wait until the peer takes data again; raise LinkClosed when it never will.
+
+        Returns early when ``over`` is done: the caller's time is over, or what he wanted to send
+        is not wanted any more. ``size`` bytes are kept meanwhile; raises RpcError
+        (RESOURCE_EXHAUSTED) instead when those that wait already leave no room for them.
+        """
+        if self._congested:
+            await self._queue(over, size)
         if self.closed.is_set() or self.transport.is_closing():
             raise LinkClosed("the connection is closed")
 
-    def _forget(self, waiter: asyncio.Future[None]) -> None:
+    async def _queue(self, over: asyncio.Future[Any] | None, size: int) -> None:
+        if self._waiting_bytes + size > MAX_WAITING:
+            text = f"the peer has not taken {self._waiting_bytes} bytes that wait for it"
+            raise RpcError(Code.RESOURCE_EXHAUSTED, text)
+        self._waiting_bytes += size
         try:
-            self._waiting.remove(waiter)
-        except ValueError:
-            return
+            while self._congested and not (over is not None and over.done()):
+                await self._turn(over)
+                if self.closed.is_set():
+                    return
+        finally:
+            self._waiting_bytes -= size
+            if self._waiting:
+                # One after the other: the first to write may well stop all that follow.
+                self.loop.call_soon(self._wake_next)
+
+    async def _turn(self, over: asyncio.Future[Any] | None) -> None:
+        """Wait until it is our turn to write, or ``over`` is done."""
+        waiter = self.loop.create_future()
+        self._waiting[waiter] = None
+        wake = functools.partial(_wake, waiter)
+        if over is not None:
+            over.add_done_callback(wake)
+        try:
+            await waiter
+        finally:
+            self._waiting.pop(waiter, None)
+            if over is not None:
+                over.remove_done_callback(wake)
+
+    def _wake_next(self) -> None:
+        if self._waiting and not self._congested:
+            _wake(self._waiting.popitem(last=False)[0])
 
     def check_size(self, size: int) -> None:
         """Raise RpcError when the peer would refuse a frame with a body of ``size`` bytes."""
@@ -123,7 +163,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once, dropping what was not sent yet. May be repeated."""
-        if self._transport is not None:
+        self._aborted = True
+        # asyncio's own abort fails on a transport that closed after it had sent what was left.
+        if self._transport is not None and not self.closed.is_set():
             self._transport.abort()
 
     # asyncio's side.
@@ -139,12 +181,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Act on the frames that ``nbytes`` more bytes complete."""
-        for frame in self._reader.advance(nbytes):
-            self.frame_received(frame)
+        self.act(self._reader.advance(nbytes))
 
     def received(self, data: bytes) -> None:
-        """Act on bytes that somebody read from the socket before this connection began."""
-        for frame in self._reader.feed(data):
+        """Act on bytes that somebody read from the socket before this connection began.
+
+        They are dropped when the peer was refused, as the bytes after them are.
+        """
+        self.act(self._reader.feed(data))
+
+    def act(self, frames: list[Frame]) -> None:
+        """Act on the frames that one read completed, if any."""
+        for frame in frames:
+            if self._aborted:
+                return  # one of them was the last that we wanted to hear
             self.frame_received(frame)
 
     def pause_writing(self) -> None:
@@ -155,20 +205,16 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Let writers go on."""
         self._congested = False
-        self._wake_writers()
+        self._wake_next()
         self.congested(False)
-
-    def _wake_writers(self) -> None:
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody that it is over."""
         reason = LinkClosed("the connection is closed")
         reason.__cause__ = exc
         self.closed.set()
-        self._wake_writers()
+        for waiter in tuple(self._waiting):
+            _wake(waiter)
         self.lost(reason)
 
 
@@ -245,5 +291,10 @@ class Inbox:
         self._connection.release(self)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None], _: object = None) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

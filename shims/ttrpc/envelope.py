@@ -30,6 +30,11 @@ Metadata = tuple[tuple[str, str], ...]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
+_MOST_FIELDS = 1000
+_MOST_PAIRS = 128
+_MOST_IN_PAIR = 16
+"""Fields are looked at one by one, and while that lasts nothing else runs: 4 MiB of them would take
+seconds. No honest message comes near."""
 _MASK64 = (1 << 64) - 1
 _SIGN64 = 1 << 63
 _SIGN32 = 1 << 31
@@ -92,7 +97,7 @@ def decode_request(body: memoryview) -> Request:
     payload: memoryview | None = None
     timeout_ns = 0
     metadata: list[tuple[str, str]] = []
-    for field, value in _fields(body):
+    for field, value in _fields(body, _MOST_FIELDS):
         if isinstance(value, int):
             if field == 4:
                 timeout_ns = value - (1 << 64) if value & _SIGN64 else value
@@ -103,6 +108,8 @@ def decode_request(body: memoryview) -> Request:
         elif field == 3:
             payload = value
         elif field == 5:
+            if len(metadata) == _MOST_PAIRS:
+                raise WireError(f"more than {_MOST_PAIRS} pairs of metadata")
             metadata.append(_decode_pair(value))
     return Request(service, method, payload, timeout_ns, tuple(metadata))
 
@@ -111,24 +118,25 @@ def decode_response(body: memoryview) -> Response:
     """Return the Response in ``body``; raise WireError when there is none."""
     code = 0
     message = ""
-    payload = memoryview(b"")
-    for field, value in _fields(body):
+    status = payload = memoryview(b"")
+    for field, value in _fields(body, _MOST_FIELDS):
         if isinstance(value, int):
             continue
         if field == 1:
-            for inner, detail in _fields(value):
-                if inner == 1 and isinstance(detail, int):
-                    code = _int32(detail)
-                elif inner == 2 and not isinstance(detail, int):
-                    message = _string(detail)
+            status = value
         elif field == 2:
             payload = value
+    for field, value in _fields(status, _MOST_FIELDS):
+        if field == 1 and isinstance(value, int):
+            code = _int32(value)
+        elif field == 2 and not isinstance(value, int):
+            message = _string(value)
     return Response(code, message, payload)
 
 
 def _decode_pair(body: memoryview) -> tuple[str, str]:
     key = text = ""
-    for field, value in _fields(body):
+    for field, value in _fields(body, _MOST_IN_PAIR):
         if not isinstance(value, int):
             if field == 1:
                 key = _string(value)
@@ -137,10 +145,13 @@ def _decode_pair(body: memoryview) -> tuple[str, str]:
     return key, text
 
 
-def _fields(body: memoryview) -> Iterator[tuple[int, _Value]]:
-    """Yield (number, value) of each field whose wire type we know a use for."""
+def _fields(body: memoryview, most: int) -> Iterator[tuple[int, _Value]]:
+    """Yield (number, value) of each field whose wire type we know a use for; ``most`` at most."""
     at, end = 0, len(body)
     while at < end:
+        most -= 1
+        if most < 0:
+            raise WireError("a message has too many fields")
         tag, at = _read_varint(body, at)
         field, kind = tag >> 3, tag & 7
         if field == 0:

@@ -3,10 +3,13 @@
 ::
 
     ShimError
-    ├── RpcError         the other side answered with a status other than OK
+    ├── RpcError               the other side answered with a status other than OK
+    │   └── RemoteDeadline     it says that the time is over; a DeadlineExceeded as well
     └── TargetError
+        ├── DeadlineExceeded   the time was over here; core's class
+        │   └── RemoteDeadline
         └── Unreachable
-            └── LinkClosed   the connection ended; whether the call was carried out is unknown
+            └── LinkClosed     the connection ended; whether the call was carried out is unknown
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from shims.core.errors import (
 )
 from shims.ttrpc.codes import Code
 
-__all__ = ["LinkClosed", "RpcError", "WireError", "code_of"]
+__all__ = ["LinkClosed", "RemoteDeadline", "RpcError", "WireError", "code_of", "error_of"]
 
 
 class RpcError(ShimError):
@@ -36,6 +39,14 @@ class RpcError(ShimError):
     def __repr__(self) -> str:
         """Show the code too: the message alone rarely says who refused."""
         return f"RpcError({self.code.name}, {self.message!r})"
+
+
+class RemoteDeadline(RpcError, DeadlineExceeded):
+    """The other side noticed first that the time was over.
+
+    Both ends watch the same deadline, each by its own clock: which of them is first is chance. So
+    a caller who catches DeadlineExceeded gets both, with the same exit code.
+    """
 
 
 class LinkClosed(Unreachable):
@@ -56,6 +67,12 @@ _CODES: tuple[tuple[type[ShimError], Code], ...] = (
     (Unreachable, Code.UNAVAILABLE),
 )
 """First match wins: special before general."""
+
+
+def error_of(code: Code, message: str) -> RpcError:
+    """Return what a client raises when the server answered with this status."""
+    kind = RemoteDeadline if code is Code.DEADLINE_EXCEEDED else RpcError
+    return kind(code, message)
 
 
 def code_of(error: ShimError) -> Code:

@@ -79,6 +79,11 @@ class FrameReader:
         self._filled = 0
         self._skip = 0
 
+    @property
+    def partial(self) -> bool:
+        """Whether the rest of a frame is still to come."""
+        return self._body is not None or self._skip > 0 or self._end > self._start
+
     def buffer(self) -> memoryview:
         """Return writable memory for at least one byte; call ``advance`` after filling it."""
         if self._body is not None:

@@ -10,7 +10,8 @@
 
 Every call runs in a task of its own. Its deadline, and the end of its connection, cancel that
 task; a handler that has to finish what it began shields it. The answer to a call whose deadline
-passed goes out at once, whatever the handler does with its cancellation.
+passed goes out at once, whatever the handler does with its cancellation; the call counts as in
+progress until the handler has ended.
 """
 
 from __future__ import annotations
@@ -38,12 +39,18 @@ __all__ = ["Context", "Method", "Peer", "Server"]
 
 _log = logging.getLogger(__name__)
 _CREDENTIALS = struct.Struct("3i")
+MAX_CONNECTIONS = 256
+MAX_BREACHES = 16
+"""Frames that no correct client sends, in a row: so many, and the connection is closed."""
+STALL = 30.0
+"""Seconds, twice as many at most, for which a client may leave a frame half sent."""
 
 
 class Server:
     """Serves any number of services on any number of listening sockets.
 
-    ``max_message`` is the longest body accepted and sent. With ``require_same_user`` a unix socket
+    ``max_message`` is the longest body accepted and sent. Of more than ``max_connections`` at a
+    time, the later ones are closed at once. With ``require_same_user`` a unix socket
     serves only processes of our own user and group; others are cut off before their first byte is
     read.
     """
@@ -53,10 +60,12 @@ class Server:
         *,
         max_message: int = MAX_BODY,
         max_streams: int = MAX_STREAMS,
+        max_connections: int = MAX_CONNECTIONS,
         require_same_user: bool = True,
     ) -> None:
         self.max_message = max_message
         self.max_streams = max_streams
+        self.max_connections = max_connections
         self.require_same_user = require_same_user
         self.draining = False
         self._services: dict[str, dict[str, Method]] = {}
@@ -92,8 +101,7 @@ class Server:
         self._listeners.add(accepting)
         try:
             while not self.draining:
-                self._changed.clear()
-                await self._changed.wait()
+                await self._change()
         finally:
             self._listeners.discard(accepting)
             accepting.close()
@@ -114,22 +122,34 @@ class Server:
     async def drain(self, timeout: float) -> None:
         """Stop listening, refuse new calls, let running ones end, then close.
 
-        After ``timeout`` seconds the remaining calls are cancelled.
+        After ``timeout`` seconds the remaining calls are cancelled and answered UNAVAILABLE. A
+        client that has not taken its answers by then is cut off.
         """
         self._stop_listening()
         try:
             async with asyncio.timeout(timeout):
                 while self.calls:
-                    self._changed.clear()
-                    await self._changed.wait()
+                    await self._change()
+                self.close()
+                while self._connections:
+                    await self._change()
         except TimeoutError:
-            _log.warning("%d calls were cut off by the shutdown", self.calls)
+            if self.calls:
+                _log.warning("%d calls were cut off by the shutdown", self.calls)
+            self.close()
         for connection in tuple(self._connections):
-            connection.transport.close()
-        self.close()
+            connection.abort()
+
+    async def _change(self) -> None:
+        """Wait until a call or a connection ends."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def close(self) -> None:
-        """Stop listening, cancel all calls, close all connections. May be repeated."""
+        """Stop listening, cancel all calls, close all connections. May be repeated.
+
+        What is still to be sent is sent, as long as the clients take it; ``drain`` bounds that.
+        """
         self._stop_listening()
         for connection in tuple(self._connections):
             connection.close()
@@ -140,12 +160,17 @@ class Server:
         for accepting in tuple(self._listeners):
             accepting.close()
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many connections as may be."""
+        return len(self._connections) >= self.max_connections
+
     def connected(self, connection: _ServerConnection) -> None:
         """Take note of a connection."""
         self._connections.add(connection)
 
     def disconnected(self, connection: _ServerConnection) -> None:
-        """Forget a connection."""
+        """Forget a connection that is lost, and whose calls have ended."""
         self._connections.discard(connection)
         self._changed.set()
 
@@ -163,6 +188,9 @@ class _ServerConnection(Connection):
         self.calls: dict[int, ServerCall] = {}
         self._streams = ServerStreams(server.max_streams)
         self._peer: Peer | None = None
+        self._breaches = 0
+        self._reads = 0
+        self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -174,13 +202,37 @@ class _ServerConnection(Connection):
             self.abort()
         elif self.server.draining:
             self.abort()
+        elif self.server.full:
+            _log.warning("refused a connection: there are %d", self.server.max_connections)
+            self.abort()
         else:
             self.server.connected(self)
+
+    def act(self, frames: list[Frame]) -> None:
+        super().act(frames)
+        self._reads += 1
+        if self._stall is None and self._reader.partial:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._stall = self.loop.call_later(STALL, self._check_stall, self._reads)
+
+    def _check_stall(self, reads: int) -> None:
+        """Close the connection when a frame was left half sent, although we were reading."""
+        self._stall = None
+        if self.closed.is_set() or not self._reader.partial:
+            return
+        if self._reads == reads and not self._holds:
+            _log.warning("closed a connection: a frame was not sent to its end")
+            self.abort()
+        else:
+            self._watch()
 
     def frame_received(self, frame: Frame) -> None:
         for event in self._streams.receive(frame):
             match event:
                 case Call():
+                    self._breaches = 0
                     self._start(event)
                 case Message():
                     self._message(event)
@@ -188,6 +240,14 @@ class _ServerConnection(Connection):
                     self._client_closed(event.stream_id)
                 case Refusal():
                     self._refuse(event.stream_id, event.code, event.message)
+                    if event.breach:
+                        self._count_breach(event.message)
+
+    def _count_breach(self, what: str) -> None:
+        self._breaches += 1
+        if self._breaches >= MAX_BREACHES:
+            _log.warning("closed a connection that breaks the rules: %s", what)
+            self.abort()
 
     def congested(self, yes: bool) -> None:
         # A client that asks without reading the answers is not read any further.
@@ -197,12 +257,14 @@ class _ServerConnection(Connection):
             self.release(self)
 
     def lost(self, reason: LinkClosed) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
         for call in tuple(self.calls.values()):
             call.cancel()
-        self.server.disconnected(self)
+        self._disconnect()
 
     def close(self) -> None:
-        """Answer all calls as cancelled and close, sending what is still to be sent."""
+        """Cancel all calls, answer them, and close when everything is sent."""
         for call in tuple(self.calls.values()):
             call.finish(Code.UNAVAILABLE, "the server is shutting down")
         if not self.transport.is_closing():
@@ -243,6 +305,12 @@ class _ServerConnection(Connection):
         self.calls.pop(call.stream_id, None)
         self._streams.finish(call.stream_id)
         self.server.call_ended()
+        if self.closed.is_set():
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if not self.calls:
+            self.server.disconnected(self)
 
 
 def _is_same_user(peer: Peer) -> bool:

@@ -52,6 +52,8 @@ class Refusal(NamedTuple):
     stream_id: int
     code: Code
     message: str
+    breach: bool = False
+    """Whether no correct peer sends such a frame, not even when it meets a limit or comes late."""
 
 
 class Answer(NamedTuple):
@@ -82,11 +84,11 @@ class ServerStreams:
         self._open: dict[int, _Open] = {}
 
     def __len__(self) -> int:
-        """Return how many calls are in progress."""
+        """Return how many calls are in progress: their handlers have not ended."""
         return len(self._open)
 
     def __contains__(self, stream_id: int) -> bool:
-        """Return whether the call is in progress: nobody has answered it yet."""
+        """Return whether the call is in progress."""
         return stream_id in self._open
 
     def receive(self, frame: Frame) -> list[Call | Message | Closed | Refusal]:
@@ -97,22 +99,20 @@ class ServerStreams:
         if frame.type not in (FrameType.REQUEST, FrameType.DATA):
             return []
         if stream_id % 2 == 0:
-            text = "StreamID must be odd for client initiated streams"
-            return [Refusal(stream_id, Code.INVALID_ARGUMENT, text)]
+            return [_breach(stream_id, "StreamID must be odd for client initiated streams")]
         if frame.type == FrameType.REQUEST:
             return [self._request(frame, frame.body)]
         return self._data(frame, frame.body)
 
     def finish(self, stream_id: int) -> None:
-        """Take note that the last word about a call was sent. May be repeated."""
+        """Forget a call: it was answered, and its handler has ended. May be repeated."""
         if (stream := self._open.pop(stream_id, None)) is not None:
             self._held -= stream.held
 
     def _request(self, frame: Frame, body: memoryview) -> Call | Refusal:
         stream_id = frame.stream_id
         if stream_id <= self._last_id:
-            text = "StreamID cannot be re-used and must increment"
-            return Refusal(stream_id, Code.INVALID_ARGUMENT, text)
+            return _breach(stream_id, "StreamID cannot be re-used and must increment")
         self._last_id = stream_id
         if len(self._open) >= self._max_streams:
             text = f"{self._max_streams} calls are in progress on this connection"
@@ -123,7 +123,7 @@ class ServerStreams:
         try:
             request = decode_request(body)
         except WireError as error:
-            return Refusal(stream_id, Code.INVALID_ARGUMENT, f"request: {error}")
+            return _breach(stream_id, f"request: {error}")
         client_streams = bool(frame.flags & Flag.REMOTE_OPEN)
         self._open[stream_id] = _Open(client_streams, len(body))
         self._held += len(body)
@@ -133,15 +133,15 @@ class ServerStreams:
         stream_id = frame.stream_id
         stream = self._open.get(stream_id)
         if stream is None:
+            # A client that streams may not have heard yet that we ended the call.
+            never = stream_id > self._last_id
             text = "StreamID is no longer active"
-            return [Refusal(stream_id, Code.INVALID_ARGUMENT, text)]
+            return [Refusal(stream_id, Code.INVALID_ARGUMENT, text, never)]
         if not stream.receiving:
-            text = "data on a stream that the client has closed"
-            return [Refusal(stream_id, Code.INVALID_ARGUMENT, text)]
+            return [_breach(stream_id, "data on a stream that the client has closed")]
         closing = bool(frame.flags & Flag.REMOTE_CLOSED)
         if closing and body:
-            text = "data close message cannot include data"
-            return [Refusal(stream_id, Code.INVALID_ARGUMENT, text)]
+            return [_breach(stream_id, "data close message cannot include data")]
         if closing:
             stream.receiving = False
             return [Closed(stream_id)]
@@ -196,6 +196,10 @@ class ClientStreams:
         if frame.flags & Flag.REMOTE_CLOSED:
             events.append(Closed(stream_id))
         return events
+
+
+def _breach(stream_id: int, text: str) -> Refusal:
+    return Refusal(stream_id, Code.INVALID_ARGUMENT, text, breach=True)
 
 
 def _too_long(frame: Frame) -> Refusal:

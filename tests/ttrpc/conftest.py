@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 
-from shims.core.errors import NotFound
+from shims.core.errors import DeadlineExceeded, NotFound
 from shims.ttrpc.client import Client
 from shims.ttrpc.server import Context, Method, Server
 
@@ -40,6 +40,8 @@ class Echo:
     async def fail(self, request: StringValue, context: Context) -> StringValue:
         if request.value == "ours":
             raise NotFound("there is no such thing")
+        if request.value == "late":
+            raise DeadlineExceeded("it took too long")
         raise RuntimeError(request.value)
 
     async def block(self, request: StringValue, context: Context) -> StringValue:
@@ -56,6 +58,8 @@ class Echo:
             yield Int64Value(value=number)
         if request.value == 13:
             raise NotFound("unlucky")
+        if request.value == 14:
+            raise DeadlineExceeded("it took too long")
 
     async def sum(self, requests: AsyncIterator[Int64Value], context: Context) -> Int64Value:
         total = 0

@@ -93,6 +93,34 @@ def test_junk_is_refused(data: bytes) -> None:
         decode_request(memoryview(data))
 
 
+MIB4 = 4 << 20
+BOMBS = {
+    "unknown fields": b"\x30\x00" * (MIB4 // 2),
+    "a name again and again": b"\x0a\x00" * (MIB4 // 2),
+    "pairs of metadata": b"\x2a\x00" * 129,
+    "fields of a pair": b"\x2a\x22" + b"\x0a\x00" * 17,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_request_of_very_many_fields_is_refused(bomb: str) -> None:
+    with pytest.raises(WireError, match=r"too many|more than"):
+        decode_request(memoryview(BOMBS[bomb]))
+
+
+def test_a_response_of_very_many_fields_is_refused() -> None:
+    status = b"\x08\x05" * (MIB4 // 2)
+    for data in (BOMBS["unknown fields"], b"\x0a\x80\x80\x80\x02" + status):
+        with pytest.raises(WireError, match="too many"):
+            decode_response(memoryview(data))
+
+
+def test_a_request_with_much_metadata_passes() -> None:
+    metadata = tuple((f"key {n}", "x" * 100) for n in range(128))
+    data = request_head("S", "M", 0, 0, metadata)
+    assert decode_request(memoryview(data)).metadata == metadata
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
     """Nothing but WireError is raised, and what the library reads, we read alike."""
