@@ -64,7 +64,11 @@ class Site:
                 for name in containers
                 if self.runtime.is_vm  # a killed runc shim leaves its socket's file for ever
             ),
-            lasting=("shims/microvm/keeper.py", "shims/containerd/shim/main.py nursery"),
+            lasting=(
+                "shims/microvm/keeper.py",
+                "shims/containerd/shim/main.py nursery",
+                "shims/containerd/shim/main.py spare",
+            ),
         )
 
 
