@@ -33,6 +33,8 @@ __all__ = [
 _LOOK_AGAIN = 0.1
 # Descriptors of a daemon that come and go with its own work (timers, its database, a client).
 _FD_NOISE = 4
+# A nursery that was still starting when it was looked at had not opened its spare's door.
+_LASTING_NOISE = 1
 _NETNS = Path("/run/netns")
 
 
@@ -74,7 +76,7 @@ class Snapshot:
         ]
         for now, then, noise in (
             (self.fds, baseline.fds, _FD_NOISE),
-            (self.lasting_fds, baseline.lasting_fds, 0),
+            (self.lasting_fds, baseline.lasting_fds, _LASTING_NOISE),
         ):
             for pid, count in now.items():
                 before = then.get(pid, count)

@@ -95,6 +95,7 @@ def test_descriptors_of_a_process_that_stays_count(tmp_path: Path) -> None:
         ask("memory")
         assert not take_snapshot(scope).beyond(before)
         ask("file")
+        ask("file")
         (left,) = take_snapshot(scope).beyond(before)
         assert left.startswith(f"fds: process {helper.pid} has ")
         helper.stdin.close()

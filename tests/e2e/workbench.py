@@ -68,7 +68,11 @@ class Site:
                 self.void_run / "shim" / daemon.namespace,
             ),
             networks=tuple(pair.pod for pair in networks),
-            lasting=("shims/microvm/keeper.py", "shims/containerd/shim/main.py nursery"),
+            lasting=(
+                "shims/microvm/keeper.py",
+                "shims/containerd/shim/main.py nursery",
+                "shims/containerd/shim/main.py spare",
+            ),
         )
 
 

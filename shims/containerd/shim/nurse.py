@@ -3,6 +3,10 @@
 The process is single-threaded, runs no event loop and holds nothing of any container, so a fork of
 it is as good as a new interpreter. The daemon is a grandchild: like one that ``start`` launches it
 belongs to init, and nobody has to reap it.
+
+It is forked before anybody asks: ``start`` waits for the answer, and two forks of a process of this
+size take longer than all else that is done here. The *spare* waits at a door for its request, and
+ends when the nursery does.
 """
 
 from __future__ import annotations
@@ -46,6 +50,9 @@ PRELOADED = (
 )
 IDLE_SECONDS = 600.0
 _REQUEST_SECONDS = 1.0
+_FIRST_FD = 3
+_DOOR_BYTES = 4 << 20
+"""A request, flags and environment, is one packet: the door must take the largest."""
 
 
 def serve(path: str, listener: socket.socket, idle_seconds: float = IDLE_SECONDS) -> int:
@@ -57,20 +64,24 @@ def serve(path: str, listener: socket.socket, idle_seconds: float = IDLE_SECONDS
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     for name in PRELOADED:
         importlib.import_module(name)
-    _find_title()
+    title = _Title()
     gc.collect()
     # Children share these objects; a collection in one of them must not touch, and so copy, them.
     gc.freeze()
     signal.signal(signal.SIGTERM, _end)
     listener.settimeout(idle_seconds)
     try:
+        door = _fork_spare(title)
         # Only now: whoever calls before is refused, and launches a daemon at once.
         listener.listen()
         while True:
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(_REQUEST_SECONDS)
-                _answer(connection)
+                used = _answer(connection, door)
+            if used:
+                door.close()
+                door = _fork_spare(title)
     except TimeoutError:
         return 0
     finally:
@@ -83,7 +94,8 @@ def _end(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def _answer(connection: socket.socket) -> None:
+def _answer(connection: socket.socket, door: socket.socket) -> bool:
+    """Hand a request to the spare behind ``door``; say whether that one is used up."""
     import socket
     import struct
 
@@ -91,60 +103,94 @@ def _answer(connection: socket.socket) -> None:
 
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     if struct.unpack("iII", credentials)[1:] != (os.geteuid(), os.getegid()):
-        return
+        return False
     try:
         request, descriptors, flags, _ = socket.recv_fds(connection, LARGEST_REQUEST, 2)
     except OSError:
-        return
+        return False
     try:
-        if len(descriptors) == 2 and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            _fork(connection, request, descriptors)
+        if len(descriptors) != 2 or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            return False
+        # The spare answers. If it was killed, nobody does, and the caller launches a daemon.
+        socket.send_fds(door, [request], [*descriptors, connection.fileno()])
+    except OSError:
+        pass
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+    return True
 
 
-def _fork(connection: socket.socket, request: bytes, descriptors: list[int]) -> None:
+def _fork_spare(title: _Title) -> socket.socket:
+    """Return the door behind which a new spare waits."""
+    import socket
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _DOOR_BYTES)
+    ours.settimeout(_REQUEST_SECONDS)
     child = os.fork()
     if child:
+        theirs.close()
         os.waitpid(child, 0)
-        return
+        return ours
     try:
         if os.fork() == 0:
-            _become_daemon(connection, request, descriptors)
+            ours.close()
+            _wait_for_request(theirs, title)
     finally:
         os._exit(0)
 
 
-def _become_daemon(connection: socket.socket, request: bytes, descriptors: list[int]) -> NoReturn:
-    status = 1
-    try:
-        from shims.containerd.shim import entry
-        from shims.containerd.shim.start import LISTENER_FD
+def _wait_for_request(door: socket.socket, title: _Title) -> NoReturn:
+    """Be the spare: wait, without a bound but the nursery's life, and become a daemon."""
+    import socket
 
-        words = [os.fsdecode(word) for word in request.split(b"\0")[:-1]]
-        count = int(words[0])
-        arguments, settings = words[1 : count + 1], words[count + 1 :]
+    from shims.containerd.shim.nursery import LARGEST_REQUEST
+
+    status = 0
+    try:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.environ.clear()
-        os.environ.update({key: value for key, _, value in (s.partition("=") for s in settings)})
-        # Out of the way first: the numbers below are where descriptors of ours may be.
-        listener, log, answer = (_move_up(fd) for fd in (*descriptors, connection.fileno()))
-        os.dup2(listener, LISTENER_FD)
-        os.dup2(log, 2)
-        _show(arguments)
-        # From here on the caller counts on us. One that has given up gets no daemon.
-        os.write(answer, str(os.getpid()).encode())
-        connection.detach()
-        status = entry.run([*arguments, "daemon"])
+        kept = _move_up(door.fileno())
+        os.closerange(_FIRST_FD, kept)  # the nursery's name and lock are not ours
+        door = socket.socket(fileno=os.dup(kept))
+        os.close(kept)
+        title.show("spare")
+        request, descriptors, _, _ = socket.recv_fds(door, LARGEST_REQUEST, 3)
+        door.close()
+        if len(descriptors) == 3:
+            status = _become_daemon(request, descriptors, title)
     except BaseException:  # the edge of a process, whose log is the only witness
         import traceback
 
         traceback.print_exc()
+        status = 1
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _become_daemon(request: bytes, descriptors: list[int], title: _Title) -> int:
+    """Carry out a request; ``descriptors`` are the listener, the log and the caller."""
+    from shims.containerd.shim import entry
+    from shims.containerd.shim.start import LISTENER_FD
+
+    words = [os.fsdecode(word) for word in request.split(b"\0")[:-1]]
+    count = int(words[0])
+    arguments, settings = words[1 : count + 1], words[count + 1 :]
+    os.environ.clear()
+    os.environ.update({key: value for key, _, value in (s.partition("=") for s in settings)})
+    # Out of the way first: the numbers below are where descriptors of ours may be.
+    listener, log, answer = (_move_up(fd) for fd in descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    os.dup2(listener, LISTENER_FD)
+    os.dup2(log, 2)
+    title.show(*arguments, "daemon")
+    # From here on the caller counts on us. One that has given up gets no daemon.
+    os.write(answer, str(os.getpid()).encode())
+    os.close(answer)
+    return entry.run([*arguments, "daemon"])
 
 
 def _move_up(descriptor: int) -> int:
@@ -155,34 +201,34 @@ def _move_up(descriptor: int) -> int:
 
 # ---- the command line that ps shows ------------------------------------------------------------
 
-_title: tuple[int, int] = (0, 0)
 _PR_SET_MM = 35
 _PR_SET_MM_ARG_END = 9
 
 
-def _find_title() -> None:
-    """Find where the kernel reads our command line: fields 48 and 49 of /proc/self/stat."""
-    global _title
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    _title = (int(fields[45]), int(fields[46]))
-    import ctypes  # here, once, and not in every child
+class _Title:
+    """Our command line, for people who look for one daemon of many. Made once, in the nursery."""
 
-    del ctypes
+    def __init__(self) -> None:
+        """Find where the kernel reads it: fields 48 and 49 of /proc/self/stat."""
+        import ctypes
 
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        self._begin, self._end = int(fields[45]), int(fields[46])
+        with open("/proc/self/cmdline", "rb") as file:
+            self._program = file.read().split(b"\0nursery\0")[0]
+        self._fill = ctypes.memset
+        self._copy = ctypes.memmove
+        self._prctl = ctypes.CDLL(None).prctl
+        self._address = ctypes.c_ulong
 
-def _show(arguments: list[str]) -> None:
-    """Make our command line that of a daemon, for people who look for one of many."""
-    import ctypes
-
-    begin, end = _title
-    with open("/proc/self/cmdline", "rb") as file:
-        kept = file.read().split(b"\0nursery\0")[0]
-    text = b"\0".join([kept, *map(os.fsencode, arguments), b"daemon"]) + b"\0"
-    if not 0 < begin < begin + len(text) <= end:
-        return  # no room: then ps shows the nursery's
-    ctypes.memset(begin, 0, end - begin)
-    ctypes.memmove(begin, text, len(text))
-    # Without CAP_SYS_RESOURCE this fails, and the command line ends in empty words.
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, ctypes.c_ulong(begin + len(text)), 0, 0)
+    def show(self, *words: str) -> None:
+        """Put ``words`` behind the program's name, where there is room for them."""
+        text = b"\0".join([self._program, *map(os.fsencode, words)]) + b"\0"
+        begin, end = self._begin, self._end
+        if not 0 < begin < begin + len(text) <= end:
+            return  # no room: then ps shows the nursery's
+        self._fill(begin, 0, end - begin)
+        self._copy(begin, text, len(text))
+        # Without CAP_SYS_RESOURCE this fails, and the command line ends in empty words.
+        self._prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, self._address(begin + len(text)), 0, 0)

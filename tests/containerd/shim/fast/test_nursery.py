@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -41,14 +42,22 @@ def listens(path: Path) -> bool:
 
 
 def nursery_of(node: Node) -> int:
-    """Return the pid of the nursery."""
-    found = [pid for pid in node.daemons() if b"nursery" in command_line(pid)]
-    assert len(found) == 1
+    """Return the pid of the nursery, once its spare has taken its own name."""
+    found: list[int] = []
+
+    def alone() -> bool:
+        found[:] = [pid for pid in node.daemons() if b"nursery" in command_line(pid)]
+        return len(found) == 1
+
+    eventually(alone, "one nursery")
     return found[0]
 
 
 def command_line(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    """Return the words; of a process that has ended, none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return []
 
 
 def stat_of(pid: int, name: str) -> str:
@@ -116,7 +125,7 @@ def test_one_that_hangs_delays_one_start_and_is_killed(node: Node) -> None:
     assert not start(node, "c3")["nursery"]
     assert elapsed(began) < 10
     assert not is_alive(nursery)
-    assert len(node.daemons()) == 3
+    eventually(lambda: len(node.daemons()) == 3, "two daemons and the nursery")
 
 
 def test_other_code_is_another_nursery(node: Node) -> None:
@@ -141,7 +150,33 @@ def test_a_request_that_is_none_makes_nothing(node: Node) -> None:
             client.send(request or b"\0")
             assert client.recv(64) == b""
     assert start(node, "c2")["nursery"]
-    assert len(node.daemons()) == 3
+    eventually(lambda: len(node.daemons()) == 3, "two daemons and the nursery")
+
+
+def spares_of(node: Node) -> list[int]:
+    """Return the processes that wait to become a daemon."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            words = command_line(int(entry.name))
+            if b"spare" in words and str(node.launcher.parents[2]).encode() in b"".join(words[:5]):
+                found.append(int(entry.name))
+    return found
+
+
+def test_the_spare_ends_with_the_nursery_however_that_ends(node: Node) -> None:
+    start_first(node)
+    eventually(lambda: len(spares_of(node)) == 1, "a spare waits")
+    kill(nursery_of(node))
+    eventually(lambda: not spares_of(node), "the spare has ended")
+
+
+def test_a_spare_that_was_killed_costs_one_start_its_speed(node: Node) -> None:
+    start_first(node)
+    eventually(lambda: len(spares_of(node)) == 1, "a spare waits")
+    kill(spares_of(node)[0])
+    assert not start(node, "c2")["nursery"]
+    assert start(node, "c3")["nursery"]
 
 
 def test_it_ends_when_nobody_asks(node: Node) -> None:
