@@ -208,17 +208,24 @@ async def test_a_source_that_is_a_link_is_kept_in_step(
     inside = guest.root / ("v/f" if kind == "directory" else "v")
     for file in files:
         file.write_text(f"first of {file}")
-    async with push_volume(guest, str(link), "/v", report=pytest.fail):
-        for file in files:
+
+    async def until(text: str) -> None:
+        while inside.read_text() != text:
             guest.log.clear()
-            os.symlink(file.relative_to(tmp_path).parts[0], tmp_path / "new")
-            os.rename(tmp_path / "new", link)
-            changed = file.with_name("changed")
-            changed.write_text(f"second of {file}")
-            changed.rename(file)
-            while inside.read_text() != f"second of {file}":
-                guest.log.clear()
-                await guest.until(*event)
+            await guest.until(*event)
+
+    def replace(file: Path) -> str:
+        changed = file.with_name("changed")
+        changed.write_text(f"second of {file}")
+        changed.rename(file)
+        return f"second of {file}"
+
+    async with push_volume(guest, str(link), "/v", report=pytest.fail):
+        await until(replace(files[0]))
+        os.symlink("two", tmp_path / "new")
+        os.rename(tmp_path / "new", link)
+        await until(f"first of {files[1]}")
+        await until(replace(files[1]))
 
 
 async def test_odd_names_and_odd_files(guest: Guest, tmp_path: Path) -> None:
