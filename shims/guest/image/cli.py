@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shims.core.errors import ExitCode, ShimError
+from shims.core.errors import ExitCode, InputError, ShimError
 from shims.core.paths import state_dir
 from shims.guest.image.build import build_guest_image
-from shims.guest.image.care import collect_garbage, verify_image
+from shims.guest.image.care import collect_garbage, condemn, verify_image
 from shims.guest.image.find import MANIFEST, GuestImage, find_guest_image, load_image, stored_images
 
 if TYPE_CHECKING:
@@ -88,10 +89,12 @@ def show(digest: str | None, everything: bool, output: str) -> None:
 def verify(digest: str | None, output: str) -> None:
     """Read an image in full and compare it with its manifest. A damaged image exits with 1.
 
-    A damaged image is replaced by `void-guest gc` followed by `void-guest build`.
+    A damaged image is not used any more: the next container, or `void-guest build`, replaces it.
     """
     image = _find(digest)
     wrong = verify_image(image)
+    if wrong:
+        condemn(image)
     if output == "json":
         click.echo(json.dumps({"digest": image.digest, "intact": not wrong, "wrong": wrong}))
     else:
@@ -128,6 +131,8 @@ def _store() -> Path:
 def _find(digest: str | None) -> GuestImage:
     if not digest:
         return find_guest_image()
+    if not re.fullmatch(r"[0-9a-f]{1,64}", digest):
+        raise InputError("digest", digest, "the beginning of a digest: lower-case hex digits")
     matches = [path for path in _store().glob(f"{digest}*") if path.is_dir()]
     if len(matches) > 1:
         raise click.BadParameter(f"{len(matches)} images begin with it", param_hint="DIGEST")
