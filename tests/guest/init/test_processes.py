@@ -271,6 +271,32 @@ async def test_statistics_are_the_kernels_own_files(link: GuestLink) -> None:
         await link.update_cgroup("c", [pb.CgroupWrite(file="no.such", value="1")])
 
 
+async def test_names_that_are_no_text_are_told_all_the_same(link: GuestLink) -> None:
+    rename = (
+        "import socket, fcntl, struct, sys;"
+        "new = b'\\xff\\xed\\xbf\\x80\\xc3\\xa9\\xc3';"
+        "fcntl.ioctl(socket.socket(), 0x8923, struct.pack('16s16s', b'lo', new));"
+        "print('done', flush=True); input()"
+    )  # SIOCSIFNAME
+    plan = container_plan("c", "python3", "-c", rename)
+    plan.namespaces.add(kind=pb.Namespace.KIND_NETWORK)
+    await link.create_container(plan)
+    await link.start_process("c")
+    assert await link.read_stdio("c", "", pb.STREAM_STDOUT) == (b"done\n", False)
+    stats = await link.stats("c")
+    assert "????é?" in {interface.name for interface in stats.interfaces}
+
+
+@pytest.mark.parametrize("letter", ["é", "€", "😀"])
+async def test_a_sentence_cut_inside_a_character_is_told(link: GuestLink, letter: str) -> None:
+    await run_container(link, "c", "sleep", "1000")
+    for name in ("", "a", "ab", "abc"):
+        await link.add_process("c", "e", process_plan(f"/{name}{150 * letter}"))
+        with pytest.raises(RpcError, match=letter):
+            await link.start_process("c", "e")
+        await link.delete_process("c", "e")
+
+
 async def test_an_oom_kill_comes_before_the_exit_that_it_caused(guest: Guest) -> None:
     link = await guest.connect()
     controllers = (guest.cgroup / "cgroup.controllers").read_text().split()
