@@ -213,7 +213,7 @@ class Copies:
             try:
                 await self._guest.write_stdio(self._container_id, self._exec_id, data, end=end)
             except RpcError as error:
-                # Of a write that it has no room for, the guest takes nothing: a little later it has.
+                # Of what it has no room for, the guest takes nothing: a little later it has.
                 if error.code != Code.RESOURCE_EXHAUSTED:
                     raise
                 await asyncio.sleep(pause)

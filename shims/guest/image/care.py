@@ -17,7 +17,7 @@ from shims.guest.image.verify import verify_directory
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Collected", "collect_garbage", "condemn", "verify_image"]
+__all__ = ["Collected", "collect_garbage", "verify_image"]
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,15 @@ class Collected:
 def verify_image(image: GuestImage) -> list[str]:
     """Return what is wrong with ``image``, a sentence each; an intact image gives an empty list.
 
-    Both files are read in full, which takes 0.1 s.
+    Both files are read in full, which takes 0.1 s. A damaged image of the store is not found any
+    more by what it was built of, so that the next build mends it.
     """
-    return verify_directory(image.directory)
-
-
-def condemn(image: GuestImage) -> None:
-    """Let nobody find ``image``, which is damaged, by what it was built of: a build mends it."""
+    wrong = verify_directory(image.directory)
     store = image.directory.parent
-    with disk_errors(), locked(store):
-        _prune_index(store, damaged=image.digest)
+    if wrong and (store / "index").is_dir():
+        with disk_errors(), locked(store):
+            _prune_index(store, damaged=image.digest)
+    return wrong
 
 
 @disk_errors()
@@ -59,7 +58,9 @@ def collect_garbage(state: Path, *, keep: int = 1, dry_run: bool = False) -> Col
     if not store.is_dir():
         return Collected((), (), 0)
     with locked(store):
-        intact = [image.digest for image in stored_images(store) if not verify_image(image)]
+        intact = [
+            image.digest for image in stored_images(store) if not verify_directory(image.directory)
+        ]
         wanted = set(intact[:keep])
         try:
             wanted |= {find_guest_image(state=state).digest} & set(intact)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -12,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shims.core.errors import ExitCode, InputError, ShimError
+from shims.core.errors import ExitCode, ShimError
 from shims.core.paths import state_dir
 from shims.guest.image.build import build_guest_image
-from shims.guest.image.care import collect_garbage, condemn, verify_image
-from shims.guest.image.find import MANIFEST, GuestImage, find_guest_image, load_image, stored_images
+from shims.guest.image.care import collect_garbage, verify_image
+from shims.guest.image.find import (
+    MANIFEST,
+    GuestImage,
+    find_guest_image,
+    stored_image,
+    stored_images,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,8 +98,6 @@ def verify(digest: str | None, output: str) -> None:
     """
     image = _find(digest)
     wrong = verify_image(image)
-    if wrong:
-        condemn(image)
     if output == "json":
         click.echo(json.dumps({"digest": image.digest, "intact": not wrong, "wrong": wrong}))
     else:
@@ -131,12 +134,7 @@ def _store() -> Path:
 def _find(digest: str | None) -> GuestImage:
     if not digest:
         return find_guest_image()
-    if not re.fullmatch(r"[0-9a-f]{1,64}", digest):
-        raise InputError("digest", digest, "the beginning of a digest: lower-case hex digits")
-    matches = [path for path in _store().glob(f"{digest}*") if path.is_dir()]
-    if len(matches) > 1:
-        raise click.BadParameter(f"{len(matches)} images begin with it", param_hint="DIGEST")
-    return load_image(matches[0] if matches else _store() / digest)
+    return stored_image(_store(), digest)
 
 
 def _describe(image: GuestImage) -> dict[str, Any]:

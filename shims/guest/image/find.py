@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ __all__ = [
     "identity",
     "load_image",
     "lookup",
+    "stored_image",
     "stored_images",
 ]
 
@@ -166,7 +168,9 @@ def load_image(directory: Path) -> GuestImage:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"no guest image in {directory}", hint="void-guest build") from error
     except OSError as error:
-        raise InputError(str(directory), error.strerror, "a guest image that we may read") from error
+        raise InputError(
+            str(directory), error.strerror, "a guest image that we may read"
+        ) from error
     except ValueError as error:
         raise InputError(str(directory / MANIFEST), "damaged JSON", "a manifest") from error
     try:
@@ -200,6 +204,19 @@ def stored_images(store: Path) -> list[GuestImage]:
         except (FileNotFoundError, NotFound, InputError):
             continue
     return [image for _, image in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def stored_image(store: Path, beginning: str) -> GuestImage:
+    """Return the image in ``store`` whose digest begins so.
+
+    Raises ``InputError`` when that is no digest, or that of several, ``NotFound`` when of none.
+    """
+    if re.fullmatch(r"[0-9a-f]{1,64}", beginning) is None:
+        raise InputError("digest", beginning, "the beginning of a digest: lower-case hex digits")
+    matches = [path for path in store.glob(f"{beginning}*") if path.is_dir()]
+    if len(matches) > 1:
+        raise InputError("digest", beginning, f"more of it: {len(matches)} images begin so")
+    return load_image(matches[0] if matches else store / beginning)
 
 
 @contextlib.contextmanager

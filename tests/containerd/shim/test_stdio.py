@@ -86,9 +86,7 @@ async def test_input_that_the_guest_has_no_room_for_is_kept(fake: FakeShim) -> N
     fake.guest.errors["write_stdio"] = RpcError(Code.RESOURCE_EXHAUSTED, "no room")
     await pipes.write(b"kept")
     await shim.call("CloseIO", id="c", stdin=True)
-    async with asyncio.timeout(10):
-        while fake.guest.calls.count("write_stdio") < 3:
-            await asyncio.sleep(0)
+    await asyncio.wait_for(fake.guest.called("write_stdio"), 10)
     del fake.guest.errors["write_stdio"]
     assert await asyncio.wait_for(pipes.all_of("stdout"), 10) == b"kept"
 

@@ -160,7 +160,7 @@ async def test_an_exec_into_a_container_that_exits_is_told_so(guest: Guest) -> N
         with pytest.raises(RpcError, match="not running") as caught:
             await link.start_process("c", "e")
     finally:
-        os.waitpid(child, 0)
+        await asyncio.to_thread(os.waitpid, child, 0)
     assert caught.value.code == Code.FAILED_PRECONDITION
 
 

@@ -131,9 +131,8 @@ def test_a_program_does_what_its_rules_say_in_their_order(
 ) -> None:
     try:
         program = compiled(DENY_ALL, *rules)
-    except InputError as error:
-        assert "no hole" in str(error)
-        return
+    except InputError:
+        return  # a hole
     for major in (0, 2, 3):  # 1 has the default devices
         run(program, kind, access, major, n)
         for letter, bit in (("r", READ), ("w", WRITE)):
