@@ -37,7 +37,7 @@ from shims.guest.image.find import (
 )
 from shims.guest.image.host import PACKAGE, choose_kernel, installed_kernels
 from shims.guest.image.kernel import extract_vmlinux, has_pvh_entry, kernel_release
-from shims.guest.image.modules import Module, ModuleTree, plan_modules
+from shims.guest.image.modules import TABLES, Module, ModuleTree, plan_modules
 from shims.guest.image.verify import verify_directory
 from shims.guest.plan.devices import usual_device_filter
 
@@ -230,7 +230,7 @@ def _initramfs(
         hashes[str(request.initramfs)] = hashlib.sha256(content).hexdigest()
         return [], [content]
     assert request.modules is not None
-    for table in ("modules.dep", "modules.builtin"):
+    for table in TABLES:
         path = str(request.modules / table)
         if os.path.exists(path):
             inputs[path] = identity(path)
