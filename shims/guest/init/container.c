@@ -139,6 +139,10 @@ static void retry_release(struct deadline *deadline) {
 /* The last processes may still be on their way out: the cgroup goes as soon as they have. */
 static void try_release(struct container *container) {
     int error = launch_release(&container->init->launched, 0);
+    if (error == -EAGAIN) {
+        loop_set_deadline(&container->delete_retry, 0, retry_release); /* after other calls */
+        return;
+    }
     if (error == -EBUSY && container->delete_tries++ < DELETE_RETRIES) {
         loop_set_deadline(&container->delete_retry, DELETE_RETRY_MS, retry_release);
         return;

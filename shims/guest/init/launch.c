@@ -113,7 +113,9 @@ static int open_fresh_cgroup(struct launched *launched, bool *created, struct fa
     int error = cgroup_create(path, &launched->cgroup_fd, created);
     if (error == 0 && !*created) {
         close_if_open(&launched->cgroup_fd);
-        error = cgroup_remove(path, 0);
+        do {
+            error = cgroup_remove(path, 0);
+        } while (error == -EAGAIN);
         if (error == -EBUSY) {
             return fail_plain(failure, EBUSY, "the cgroup %s has processes of another container",
                               path);

@@ -87,7 +87,7 @@ void launch_close(struct launched *launched);
 
 /* launch_close(), then removes what a container leaves behind: kills what is left in its cgroup,
  * removes that, waiting at most `timeout_ms` for the last process, and its empty mount points.
- * 0 or -errno (-EBUSY: still populated); may be called again. Nothing to do for an exec. */
+ * 0 or -errno (-EBUSY: still populated; -EAGAIN: there is more to remove); may be called again. Nothing to do for an exec. */
 int launch_release(struct launched *launched, int timeout_ms);
 
 #endif

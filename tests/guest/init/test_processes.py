@@ -205,6 +205,20 @@ async def test_more_processes_than_the_table_holds_are_refused(link: GuestLink) 
     assert await read_all(link, "c", "one-more", pb.STREAM_STDOUT) == b"1024\n4096\n"
 
 
+async def test_many_cgroups_of_a_container_hold_up_nobody(guest: Guest) -> None:
+    link = await guest.connect()
+    await run_container(link, "c", "true")
+    await next_exits(link, 1)
+    for number in range(1000):
+        (guest.cgroup / "c" / f"own-{number}").mkdir()
+    delete = asyncio.create_task(link.delete_process("c", timeout=DEADLINE))
+    await link.telemetry()
+    await link.telemetry()
+    assert not delete.done()
+    await delete
+    assert not (guest.cgroup / "c").exists()
+
+
 async def test_freezing_stops_and_thawing_resumes(link: GuestLink) -> None:
     await run_container(link, "c", "sh", "-c", "while read line; do echo got $line; done")
     await link.freeze("c", True)
