@@ -9,7 +9,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 
 #define WRITABLE_ROOT "/run/void/"
@@ -346,25 +345,4 @@ void files_handle_read(struct call call, struct pb_slice request) {
         return;
     }
     read_file(call, fd, &facts, offset, (uint32_t)limit);
-}
-
-/* ---- mounts ---------------------------------------------------------------------------------- */
-
-void files_handle_unmount(struct call call, struct pb_slice request) {
-    struct pb_reader reader = pb_read(request);
-    struct pb_field field;
-    struct pb_slice path = {0};
-    char real[PATH_MAX];
-    while (pb_field(&reader, &field) > 0) {
-        path = field.number == 1 ? field.bytes : path;
-    }
-    int error = files_real_path(path, real, sizeof real);
-    if (error == 0 && umount2(real, UMOUNT_NOFOLLOW) < 0) {
-        error = -errno;
-    }
-    if (error == -EBUSY) {
-        error = umount2(real, UMOUNT_NOFOLLOW | MNT_DETACH) < 0 ? -errno : 0;
-    }
-    /* Gone is what was asked for: not mounted, or not even there. */
-    answer(call, error == -EINVAL || error == -ENOENT ? 0 : error, "unmount", path);
 }

@@ -136,8 +136,8 @@ def test_what_a_module_asks_for_softly_is_loaded_before_it(tmp_path: Path) -> No
     assert names.index("crc32c_generic") < names.index("libcrc32c")
     assert names.index("ring") < names.index("erofs")
     assert "unwanted" not in names
-    for table in ("modules.softdep", "modules.alias"):
-        (directory / table).unlink()
+    for name in ("modules.softdep", "modules.alias"):
+        (directory / name).unlink()
     assert "crc32c_intel" not in [m.name for m in plan_modules(ModuleTree.read(directory))]
 
 

@@ -187,7 +187,3 @@ async def test_a_disk_that_does_not_come_is_not_found(link: GuestLink) -> None:
         await link.probe_disk("no-such-serial", timeout=0.05)
     assert caught.value.code == Code.NOT_FOUND
     await link.release_disk("no-such-serial")
-
-
-async def test_what_is_not_mounted_is_unmounted(link: GuestLink) -> None:
-    await link.unmount("/run/void/nowhere")
