@@ -322,14 +322,15 @@ def test_what_is_too_large_is_to_be_shared_instead(tmp_path: Path) -> None:
         scan(str(volume))
 
 
-def test_a_path_that_the_guest_does_not_take_is_too_large(tmp_path: Path) -> None:
-    deepest = tmp_path
-    os.chdir(tmp_path)
+def test_a_path_that_the_guest_does_not_take_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for _ in range(15):
-        deepest = Path("n" * 250)
-        deepest.mkdir()
-        os.chdir(deepest)
-    os.chdir("/")
+        name = "n" * 250
+        os.mkdir(name)
+        os.chdir(name)
+    monkeypatch.undo()
     with pytest.raises(TooLarge, match=r"got .a path of 3513 bytes"):
         scan(str(tmp_path))
 
