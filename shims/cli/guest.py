@@ -17,7 +17,13 @@ from shims.core.errors import ExitCode
 from shims.core.paths import state_dir
 from shims.guest.image.build import build_guest_image
 from shims.guest.image.care import collect_garbage, verify_image
-from shims.guest.image.find import MANIFEST, GuestImage, find_guest_image, load_image, stored_images
+from shims.guest.image.find import (
+    MANIFEST,
+    GuestImage,
+    find_guest_image,
+    stored_image,
+    stored_images,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,7 +107,7 @@ def show(digest: str | None, everything: bool, output: str) -> None:
 def verify(digest: str | None, output: str) -> None:
     """Read an image in full and compare it with its manifest. A damaged image exits with 1.
 
-    A damaged image is replaced by `void-guest gc` followed by `void-guest build`.
+    A damaged image is not used any more: the next container, or `void-guest build`, replaces it.
 
     \b
     Examples:
@@ -150,10 +156,7 @@ def _store() -> Path:
 def _find(digest: str | None) -> GuestImage:
     if not digest:
         return find_guest_image()
-    matches = [path for path in _store().glob(f"{digest}*") if path.is_dir()]
-    if len(matches) > 1:
-        raise click.BadParameter(f"{len(matches)} images begin with it", param_hint="DIGEST")
-    return load_image(matches[0] if matches else _store() / digest)
+    return stored_image(_store(), digest)
 
 
 def _describe(image: GuestImage) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Watch:
         self._errno = ctypes.get_errno
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
         self._fd = self._call(self._libc.inotify_init1, os.O_NONBLOCK | os.O_CLOEXEC)
-        self._watched: dict[int, bytes] = {}
+        self._watched: set[int] = set()
         self.changed = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._fd, self._read)
 
@@ -48,23 +48,27 @@ class Watch:
         """Stop watching."""
         self.close()
 
-    def follow(self, paths: Iterable[bytes]) -> None:
-        """Watch exactly ``paths``: what stands there now, without following symbolic links.
+    def follow(self, paths: Iterable[bytes], *, resolved: Iterable[bytes] = ()) -> None:
+        """Watch exactly ``paths`` and ``resolved``: what stands there now.
 
-        A path that is gone is passed over: its disappearance is an event of its directory.
+        Of symbolic links among ``paths`` the link itself is watched, among ``resolved`` that to
+        which it leads. A path that is gone is passed over: its disappearance is an event of its
+        directory. Raises ``OSError`` when the user's limit of watches is reached.
         """
-        wanted = set(paths)
-        for number, path in list(self._watched.items()):
-            if path not in wanted:
-                del self._watched[number]
-                self._libc.inotify_rm_watch(self._fd, number)
-        for path in wanted:
+        current: set[int] = set()
+        wanted = [(path, 0) for path in resolved] + [(path, _DONT_FOLLOW) for path in paths]
+        for path, extra in wanted:
             try:
                 # Adding what is watched already gives the same number; a new inode, another.
-                mask = _ENTRIES | _CONTENT | _SELF | _DONT_FOLLOW
-                self._watched[self._call(self._libc.inotify_add_watch, self._fd, path, mask)] = path
+                mask = _ENTRIES | _CONTENT | _SELF | extra
+                current.add(self._call(self._libc.inotify_add_watch, self._fd, path, mask))
             except FileNotFoundError:
                 continue
+            finally:
+                self._watched |= current
+        for number in self._watched - current:
+            self._libc.inotify_rm_watch(self._fd, number)
+        self._watched = current
 
     def close(self) -> None:
         """Stop watching. Repeatable."""
@@ -90,5 +94,5 @@ class Watch:
             number, mask, _, length = _EVENT.unpack_from(events, at)
             at += _EVENT.size + length
             if mask & _IGNORED:
-                self._watched.pop(number, None)
+                self._watched.discard(number)
         self.changed.set()

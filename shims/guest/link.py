@@ -270,7 +270,7 @@ class GuestLink:
         request = pb.UpdateCgroupRequest(container_id=container, writes=writes)
         await self._call("UpdateCgroup", request, pb.Empty, timeout)
 
-    # Files, mounts, disks, network of the VM.
+    # Files, disks, network of the VM.
 
     async def write_file(
         self,
@@ -345,14 +345,6 @@ class GuestLink:
         """Remove a file or directory below /run/void; absent is no error."""
         request = pb.RemoveFileRequest(path=os.fsencode(path), recursive=recursive)
         await self._call("RemoveFile", request, pb.Empty, timeout)
-
-    async def mount(self, step: pb.MountStep, *, timeout: float = LAUNCH_TIMEOUT) -> None:
-        """Carry out one mount step in the VM itself."""
-        await self._call("Mount", pb.MountRequest(mount=step), pb.Empty, timeout)
-
-    async def unmount(self, path: str, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Unmount a path of the VM; not mounted is no error."""
-        await self._call("Unmount", pb.UnmountRequest(path=os.fsencode(path)), pb.Empty, timeout)
 
     async def probe_disk(self, serial: str, *, timeout: float = CALL_TIMEOUT) -> pb.DiskReply:
         """Wait until the disk with this serial can be opened; NOT_FOUND when it does not come."""

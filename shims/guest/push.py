@@ -33,9 +33,13 @@ __all__ = [
 MOST_FILE_BYTES = 1 << 20
 MOST_BYTES = 16 << 20
 MOST_ENTRIES = 4096
+_LONGEST_PATH = 3500
+"""Below the volume's root. The guest takes 4095 bytes in all, and the root is one of its own."""
 _DEEPEST = 32
 _SETTLE = 0.05
 """Seconds for which a burst of changes is collected before it is copied."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+"""Seconds after which a copy that failed is tried again, doubled each time up to the latter."""
 _WRITE_TIMEOUT = 30.0
 _FILE = WriteFileRequest.KIND_FILE
 _DIRECTORY = WriteFileRequest.KIND_DIRECTORY
@@ -98,6 +102,8 @@ def scan(source: str) -> Tree:
 
 def _check_size(source: str, path: bytes, entry: _Entry, count: int, total: int) -> None:
     where = os.path.join(source, os.fsdecode(path)) if path else source
+    if len(path) > _LONGEST_PATH:
+        raise TooLarge(where, f"a path of {len(path)} bytes", f"at most {_LONGEST_PATH}")
     if entry.size > MOST_FILE_BYTES:
         raise TooLarge(where, f"{entry.size} bytes", f"at most {MOST_FILE_BYTES}")
     if count > MOST_ENTRIES:
@@ -161,8 +167,9 @@ async def push_volume(
     """Copy ``source`` to ``guest_path`` and keep it in step as long as the context lasts.
 
     A file keeps its inode in the guest, because it is bound into the container; a directory's
-    entries are replaced by renames. Raises what ``scan`` and the guest raise. What goes wrong
-    later is told to ``report``, in a sentence without content, and the last good state stays.
+    entries are replaced by renames. Raises what ``scan`` and the guest raise, and ``OSError``
+    when the host cannot watch. What goes wrong later is told to ``report``, in a sentence without
+    content; the last good state stays, and the copy is tried again by itself.
     """
     volume = _Volume(guest, source, guest_path)
     with Watch() as watch:
@@ -176,14 +183,23 @@ async def push_volume(
 
 
 async def _follow(volume: _Volume, watch: Watch, report: Callable[[str], None]) -> None:
+    pause: float | None = None
+    told = ""
     while True:
-        await watch.changed.wait()
-        await asyncio.sleep(_SETTLE)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(watch.changed.wait(), pause)
+            await asyncio.sleep(_SETTLE)
         watch.changed.clear()
         try:
             await volume.synchronise(watch)
-        except ShimError as error:
-            report(f"volume {volume.source} is not up to date in the guest: {error}")
+        except (ShimError, OSError) as error:
+            # The host may have nothing more to say: what failed is tried again by itself.
+            pause = min(2 * pause, _LONGEST_PAUSE) if pause else _FIRST_PAUSE
+            if str(error) != told:
+                report(f"volume {volume.source} is not up to date in the guest: {error}")
+            told = str(error)
+        else:
+            pause, told = None, ""
 
 
 class _Volume:
@@ -199,9 +215,13 @@ class _Volume:
     async def synchronise(self, watch: Watch) -> None:
         """Bring the guest's copy up to date: new things, then links to them, then removals."""
         tree = scan(self.source)
-        directories = [path for path, entry in tree.items() if entry.kind == _DIRECTORY]
-        watch.follow([os.path.join(self._root, path) if path else self._root
-                      for path in directories or [b""]])  # fmt: skip
+        directories = [path for path, entry in tree.items() if path and entry.kind == _DIRECTORY]
+        paths = [self._root, *(os.path.join(self._root, path) for path in directories)]
+        unwatched: OSError | None = None
+        try:
+            watch.follow(paths, resolved=[self._root])
+        except OSError as error:
+            unwatched = error  # what is there is copied all the same
         # Once more: what changed between the first look and the watch would be missed.
         tree = scan(self.source)
         changed = [path for path, entry in tree.items() if self._there.get(path) != entry]
@@ -212,6 +232,8 @@ class _Volume:
         for path in list(self._there):
             if path not in tree and path in self._there:  # not gone with its directory
                 await self._remove(path)
+        if unwatched is not None:
+            raise unwatched
 
     async def _make_room(self, tree: Tree) -> None:
         """Remove what became another kind of thing: no rename replaces a directory by a file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from protos.gen.voidbox.guest.v1.guest_pb2 import WriteFileRequest
 from shims.core.errors import InputError, Unreachable
+from shims.guest import inotify, push
 from shims.guest.push import MOST_ENTRIES, MOST_FILE_BYTES, TooLarge, push_volume, scan
 
 if TYPE_CHECKING:
@@ -190,6 +192,42 @@ async def test_a_single_file_keeps_its_inode(guest: Guest, tmp_path: Path) -> No
         await guest.until("in place", "/files/0")
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_a_source_that_is_a_link_is_kept_in_step(
+    guest: Guest, tmp_path: Path, kind: str
+) -> None:
+    """Both what it leads to and where it leads to: /etc/resolv.conf is one on many hosts."""
+    versions = [tmp_path / "one", tmp_path / "two"]
+    for version in versions:
+        if kind == "directory":
+            version.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("one")
+    files = [version / "f" if kind == "directory" else version for version in versions]
+    event = ("file", "f") if kind == "directory" else ("in place", "/v")
+    inside = guest.root / ("v/f" if kind == "directory" else "v")
+    for file in files:
+        file.write_text(f"first of {file}")
+
+    async def until(text: str) -> None:
+        while inside.read_text() != text:
+            guest.log.clear()
+            await guest.until(*event)
+
+    def replace(file: Path) -> str:
+        changed = file.with_name("changed")
+        changed.write_text(f"second of {file}")
+        changed.rename(file)
+        return f"second of {file}"
+
+    async with push_volume(guest, str(link), "/v", report=pytest.fail):
+        await until(replace(files[0]))
+        os.symlink("two", tmp_path / "new")
+        os.rename(tmp_path / "new", link)
+        await until(f"first of {files[1]}")
+        await until(replace(files[1]))
+
+
 async def test_odd_names_and_odd_files(guest: Guest, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
@@ -226,6 +264,43 @@ async def test_what_goes_wrong_later_is_reported_without_content(
                 message = await told.get()
 
 
+async def test_a_copy_that_failed_is_tried_again_by_itself(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "_FIRST_PAUSE", 0.01)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    told: asyncio.Queue[str] = asyncio.Queue()
+    async with push_volume(guest, str(volume), "/v", report=told.put_nowait), asyncio.timeout(10):
+        guest.broken = True
+        (volume / "late").write_text("x")
+        assert "the guest is gone" in await told.get()
+        guest.broken = False
+        await guest.until("file", "late")
+        assert told.empty()  # once, not for each attempt
+
+
+async def test_what_can_no_longer_be_watched_is_copied_all_the_same(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "_FIRST_PAUSE", 0.01)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with push_volume(guest, str(volume), "/v", report=told.put_nowait), asyncio.timeout(10):
+        with monkeypatch.context() as limit:
+            limit.setattr(inotify.Watch, "follow", full)
+            (volume / "below").mkdir()
+            await guest.until("dir", "below")
+            assert "No space left" in await told.get()
+        (volume / "below/late").write_text("x")
+        await guest.until("file", "below/late")
+
+
 def test_what_is_too_large_is_to_be_shared_instead(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
@@ -245,6 +320,19 @@ def test_what_is_too_large_is_to_be_shared_instead(tmp_path: Path) -> None:
         (volume / str(number)).touch()
     with pytest.raises(TooLarge, match="more files"):
         scan(str(volume))
+
+
+def test_a_path_that_the_guest_does_not_take_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(15):
+        name = "n" * 250
+        os.mkdir(name)
+        os.chdir(name)
+    monkeypatch.undo()
+    with pytest.raises(TooLarge, match=r"got .a path of 3513 bytes"):
+        scan(str(tmp_path))
 
 
 def test_what_is_no_volume_is_refused(tmp_path: Path) -> None:

@@ -373,9 +373,16 @@ async def test_a_shared_directory(host: Host, no_leaks: NoLeaks, tmp_path: Path)
             fstype="virtiofs",
             make_target=True,
         )
-        await machine.link.mount(step)
-        assert await machine.link.read_file("/run/void/files/data/greeting") == b"hello"
+        plan = guest_pb2.LaunchPlan(
+            container_id="c",
+            namespaces=[guest_pb2.Namespace(kind=guest_pb2.Namespace.KIND_MOUNT)],
+            cgroup=guest_pb2.Cgroup(path="c"),
+            process=guest_pb2.ProcessPlan(args=[b"/init"], cwd=b"/"),
+            steps=[guest_pb2.Step(mount=step)],
+        )
+        inside = f"/proc/{await machine.link.create_container(plan)}/root/run/void/files/data"
+        assert await machine.link.read_file(f"{inside}/greeting") == b"hello"
         (tmp_path / "shared" / "later").write_text("new")
-        assert await machine.link.read_file("/run/void/files/data/later") == b"new"
+        assert await machine.link.read_file(f"{inside}/later") == b"new"
         await machine.stop(5.0)
         await asyncio.wait_for(daemon.wait(), TIMEOUT)

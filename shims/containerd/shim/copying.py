@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from protos.gen.voidbox.guest.v1 import guest_pb2
 from shims.core.errors import ShimError
+from shims.ttrpc.codes import Code
+from shims.ttrpc.errors import RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,7 @@ _PAUSE = 0.002
 """A guest answers as soon as there is a byte. A process that writes in small pieces without pause
 would be read piece by piece, some 8 MB/s; asked a little later, its pipe has filled meanwhile. What
 comes alone, as an echo does, is never delayed."""
+_LONGEST_PAUSE = 0.5
 
 
 class StreamGuest(Protocol):
@@ -205,7 +208,18 @@ class Copies:
             await source.close()
 
     async def _write(self, data: bytes, *, end: bool) -> None:
-        await self._guest.write_stdio(self._container_id, self._exec_id, data, end=end)
+        pause = _PAUSE
+        while True:
+            try:
+                await self._guest.write_stdio(self._container_id, self._exec_id, data, end=end)
+            except RpcError as error:
+                # Of what it has no room for, the guest takes nothing: a little later it has.
+                if error.code != Code.RESOURCE_EXHAUSTED:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                return
 
     async def _guarded(self, loop: object, name: str) -> None:
         """Run one loop to its end. A guest that is gone ends it quietly, a file error loudly."""

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shims.core.errors import InputError, NotFound, NotSupported
+from shims.core.errors import InputError, NotFound, NotSupported, TargetError
 from shims.core.paths import ensure_private_dir, state_dir
 from shims.guest.image.cpio import Entry, write_cpio
 from shims.guest.image.decompress import compression_of
@@ -35,9 +35,10 @@ from shims.guest.image.find import (
     load_image,
     lookup,
 )
-from shims.guest.image.host import PACKAGE, choose_kernel
+from shims.guest.image.host import PACKAGE, choose_kernel, installed_kernels
 from shims.guest.image.kernel import extract_vmlinux, has_pvh_entry, kernel_release
-from shims.guest.image.modules import Module, ModuleTree, plan_modules
+from shims.guest.image.modules import TABLES, Module, ModuleTree, plan_modules
+from shims.guest.image.verify import verify_directory
 from shims.guest.plan.devices import usual_device_filter
 
 if TYPE_CHECKING:
@@ -45,13 +46,26 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-__all__ = ["build_guest_image", "locked"]
+__all__ = ["TRASH", "build_guest_image", "disk_errors", "locked"]
 
 _MAKE_TIMEOUT = 120.0
 _CPIO_MAGIC = (b"070701", b"070702")
 _UNFINISHED = ".building-"
+TRASH = ".removing-"
+"""Begins the name of an image that is being removed; nobody finds it any more."""
 
 
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Translate what the host's file system refuses: no space, no permission, a broken disk."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise TargetError(f"guest images: {place}{error.strerror or error}") from error
+
+
+@disk_errors()
 def build_guest_image(
     *,
     kernel: Path | None = None,
@@ -71,7 +85,7 @@ def build_guest_image(
 
     Raises ``NotFound`` for a missing kernel or void-init with the package to install,
     ``NotSupported`` for a kernel that lacks what guests need, ``InputError`` for a file that is
-    not what it should be.
+    not what it should be, ``TargetError`` where the image cannot be stored.
     """
     tell = progress or _silent
     store = (state or state_dir()) / "guest"
@@ -85,7 +99,11 @@ def build_guest_image(
             return image
         for leftover in store.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(leftover)  # of a builder that died: its lock is ours now
-        return _build(store, request, tell)
+        default = any(
+            request == Request(installed.path, modules=installed.modules, init=VOID_INIT)
+            for installed in installed_kernels(root)
+        )
+        return _build(store, request, tell, default=default)
 
 
 def _silent(_: str) -> None:
@@ -163,18 +181,20 @@ def locked(store: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _build(store: Path, request: Request, tell: Progress) -> GuestImage:
+def _build(store: Path, request: Request, tell: Progress, *, default: bool) -> GuestImage:
     work = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=store))
     try:
         inputs = {str(request.kernel): identity(str(request.kernel))}
         tell(f"extracting the kernel of {request.kernel}")
         source = _read(request.kernel, "kernel")
         elf = extract_vmlinux(source, what=str(request.kernel))
-        pvh = has_pvh_entry(elf)
+        release = kernel_release(source) or kernel_release(elf)
+        if not release:
+            raise InputError("kernel", str(request.kernel), "a Linux kernel (it names no release)")
+        pvh = has_pvh_entry(elf, what=str(request.kernel))
         # A kernel without the PVH entry boots by its own decompressor, only slower.
         kernel = _write(work / KERNEL, [elf if pvh or elf is source else source])
         hashes = {str(request.kernel): hashlib.sha256(source).hexdigest()}
-        release = kernel_release(source) or kernel_release(elf)
         tell("writing the initramfs")
         names, pieces = _initramfs(request, inputs, hashes)
         initramfs = _write(work / INITRAMFS, pieces)
@@ -189,9 +209,12 @@ def _build(store: Path, request: Request, tell: Progress) -> GuestImage:
         _publish(work, store / digest)
     finally:
         shutil.rmtree(work, ignore_errors=True)  # already renamed when all went well
-    entry = {"digest": digest, "inputs": inputs}
+    image = load_image(store / digest)
+    entry = {"digest": digest, "inputs": inputs, "default": default,
+             "outputs": {path.name: identity(str(path))
+                         for path in (image.kernel, image.initramfs)}}  # fmt: skip
     _replace(store / "index" / f"{request.key}.json", json.dumps(entry).encode())
-    return load_image(store / digest)
+    return image
 
 
 def _initramfs(
@@ -207,7 +230,7 @@ def _initramfs(
         hashes[str(request.initramfs)] = hashlib.sha256(content).hexdigest()
         return [], [content]
     assert request.modules is not None
-    for table in ("modules.dep", "modules.builtin"):
+    for table in TABLES:
         path = str(request.modules / table)
         if os.path.exists(path):
             inputs[path] = identity(path)
@@ -265,16 +288,17 @@ def _write(path: Path, pieces: Iterable[bytes]) -> dict[str, Any]:
 
 
 def _publish(work: Path, target: Path) -> None:
+    """Put ``work`` in the place of ``target``, unless an intact image is there already."""
     _sync_directory(work)
-    try:
-        load_image(target)
-        return  # other inputs, the same result
-    except NotFound:
-        pass
-    except InputError:
-        shutil.rmtree(target)  # damaged: ours replaces it
+    damaged = target.with_name(f"{TRASH}{target.name}")
+    if target.exists():
+        if not verify_directory(target):
+            return  # other inputs, the same result
+        shutil.rmtree(damaged, ignore_errors=True)  # of a builder that died in between
+        target.rename(damaged)
     work.rename(target)
     _sync_directory(target.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -9,7 +9,9 @@
     STATE/guest/lock                    held by whoever builds or collects garbage
 
 A build is identified by its inputs: paths, and for each file its size, times and inode, so that an
-upgraded kernel package or a new void-init is noticed without reading them.
+upgraded kernel package or a new void-init is noticed without reading them. In the same way the
+index knows both files of the image as they were published: one that was written to since is not
+found any more, and the next build compares it with its manifest.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +43,7 @@ __all__ = [
     "identity",
     "load_image",
     "lookup",
+    "stored_image",
     "stored_images",
 ]
 
@@ -89,7 +93,7 @@ def find_guest_image(directory: Path | None = None, *, state: Path | None = None
 
     ``state`` replaces the state directory. Raises ``NotFound`` when no image was built of the
     newest kernel and the present void-init; then ``build_guest_image`` makes one. A host whose
-    kernel package is gone keeps using the newest image that it has.
+    kernel package is gone keeps using the newest image that was built of such packages alone.
     """
     if directory is not None:
         return load_image(directory)
@@ -97,7 +101,7 @@ def find_guest_image(directory: Path | None = None, *, state: Path | None = None
     try:
         kernel = choose_kernel()
     except NotFound:
-        if stored := stored_images(store):
+        if stored := _default_images(store):
             return stored[0]
         raise
     image = lookup(store, Request(kernel=kernel.path, modules=kernel.modules))
@@ -109,16 +113,43 @@ def find_guest_image(directory: Path | None = None, *, state: Path | None = None
     return image
 
 
+def _default_images(store: Path) -> list[GuestImage]:
+    """Return the images for which nobody named a kernel or anything else, the newest first."""
+    digests: set[str] = set()
+    for path in (store / "index").glob("*.json"):
+        with contextlib.suppress(*_NO_ENTRY):
+            entry = _read_entry(path)
+            if entry.get("default") is True:
+                digests.add(_published(store, entry).digest)
+    return [image for image in stored_images(store) if image.digest in digests]
+
+
+_NO_ENTRY = (OSError, ValueError, KeyError, TypeError, AttributeError, NotFound, InputError)
+"""What reading an entry raises that is not there or damaged: a build repairs both."""
+
+
+def _read_entry(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(path.read_bytes())
+    return entry
+
+
+def _published(store: Path, entry: dict[str, Any]) -> GuestImage:
+    """Return the image of an entry; raise one of ``_NO_ENTRY`` if it was changed since."""
+    image = load_image(store / str(entry["digest"]))
+    known = dict(entry["outputs"])
+    if any(identity(str(path)) != known[path.name] for path in (image.kernel, image.initramfs)):
+        raise NotFound(f"the guest image {image.digest} was changed")
+    return image
+
+
 def lookup(store: Path, request: Request) -> GuestImage | None:
-    """Return the image that a build of ``request`` gave, if none of its inputs changed since."""
-    try:
-        entry: dict[str, Any] = json.loads((store / "index" / f"{request.key}.json").read_bytes())
-        inputs, digest = dict(entry["inputs"]), str(entry["digest"])
-        if not inputs or any(identity(path) != known for path, known in inputs.items()):
-            return None
-        return load_image(store / digest)
-    except (OSError, ValueError, KeyError, TypeError, NotFound, InputError):
-        return None  # nothing there, or damaged: a build repairs both
+    """Return the image that a build of ``request`` gave, if neither it nor an input changed."""
+    with contextlib.suppress(*_NO_ENTRY):
+        entry = _read_entry(store / "index" / f"{request.key}.json")
+        inputs = dict(entry["inputs"])
+        if inputs and all(identity(path) == known for path, known in inputs.items()):
+            return _published(store, entry)
+    return None
 
 
 def identity(path: str) -> list[int]:
@@ -136,6 +167,10 @@ def load_image(directory: Path) -> GuestImage:
         manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"no guest image in {directory}", hint="void-guest build") from error
+    except OSError as error:
+        raise InputError(
+            str(directory), error.strerror, "a guest image that we may read"
+        ) from error
     except ValueError as error:
         raise InputError(str(directory / MANIFEST), "damaged JSON", "a manifest") from error
     try:
@@ -169,6 +204,19 @@ def stored_images(store: Path) -> list[GuestImage]:
         except (FileNotFoundError, NotFound, InputError):
             continue
     return [image for _, image in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def stored_image(store: Path, beginning: str) -> GuestImage:
+    """Return the image in ``store`` whose digest begins so.
+
+    Raises ``InputError`` when that is no digest, or that of several, ``NotFound`` when of none.
+    """
+    if re.fullmatch(r"[0-9a-f]{1,64}", beginning) is None:
+        raise InputError("digest", beginning, "the beginning of a digest: lower-case hex digits")
+    matches = [path for path in store.glob(f"{beginning}*") if path.is_dir()]
+    if len(matches) > 1:
+        raise InputError("digest", beginning, f"more of it: {len(matches)} images begin so")
+    return load_image(matches[0] if matches else store / beginning)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import re
 import struct
+from typing import TYPE_CHECKING
 
 from shims.core.errors import InputError
 from shims.guest.image.decompress import decompress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["extract_vmlinux", "has_pvh_entry", "kernel_release"]
 
@@ -75,17 +79,31 @@ def _is_bzimage(image: bytes) -> bool:
     return len(image) > _PAYLOAD + 8 and image[_HEADER_MAGIC : _HEADER_MAGIC + 4] == b"HdrS"
 
 
-def has_pvh_entry(kernel: bytes) -> bool:
-    """Tell whether the 64-bit ELF ``kernel`` has the PVH entry by which QEMU boots it directly."""
+def has_pvh_entry(kernel: bytes, *, what: str = "kernel") -> bool:
+    """Tell whether the 64-bit ELF ``kernel`` has the PVH entry by which QEMU boots it directly.
+
+    ``what`` names the file in errors. Raises ``InputError`` when it is cut short.
+    """
     if not kernel.startswith(_ELF + b"\x02\x01"):
         return False
+    found = False
+    try:
+        for kind, offset, length in _segments(kernel):
+            if offset + length > len(kernel):
+                raise InputError(what, f"{len(kernel)} bytes", "a whole ELF file (cut short)")
+            found |= kind == _PT_NOTE and _has_note(kernel[offset : offset + length])
+    except struct.error as error:
+        raise InputError(what, f"{len(kernel)} bytes", "a whole ELF file (cut short)") from error
+    return found
+
+
+def _segments(kernel: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the type, offset and length of each segment; raise struct.error beyond the end."""
     (table,) = struct.unpack_from("<Q", kernel, 0x20)
     size, count = struct.unpack_from("<HH", kernel, 0x36)
     for index in range(count):
         kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", kernel, table + index * size)
-        if kind == _PT_NOTE and _has_note(kernel[offset : offset + length]):
-            return True
-    return False
+        yield kind, offset, length
 
 
 def _has_note(notes: bytes) -> bool:

@@ -17,8 +17,8 @@
 
 #define VOID_INIT_VERSION "0.1.0"
 
-/* Longest container id, exec id and guest path that we keep, each with its NUL. */
-enum { ID_MAX = 144, GUEST_PATH_MAX = 512 };
+/* Longest container id or exec id that we keep, with its NUL. */
+enum { ID_MAX = 144 };
 
 static inline void cleanup_close(int *fd) {
     if (*fd >= 0) {

@@ -15,6 +15,8 @@
 #include "base.h"
 
 enum { CGROUP_V2_MAGIC = 0x63677270, FILE_MAX = 4096, FILE_NAME_MAX = 64 };
+/* Nested cgroups that one call of cgroup_remove() removes: a few milliseconds. */
+enum { REMOVALS_MAX = 64 };
 
 static char cgroup_root[PATH_MAX];
 
@@ -339,12 +341,13 @@ static int descend(char path[PATH_MAX]) {
     return found;
 }
 
-/* Removes the cgroups below `top`, deepest first: down to a leaf, remove it, begin again above. */
+/* Removes the cgroups below `top`, deepest first: down to a leaf, remove it, begin again above. A
+ * container may have made thousands, so each call does a part of them: -EAGAIN, there are more. */
 static int remove_children(const char *top) {
     char path[PATH_MAX];
     size_t length = strlen(top);
     memcpy(path, top, length + 1);
-    for (;;) {
+    for (int removed = 0; removed < REMOVALS_MAX;) {
         int found = descend(path);
         if (found < 0) {
             return found;
@@ -358,8 +361,10 @@ static int remove_children(const char *top) {
         if (rmdir(path) < 0 && errno != ENOENT) {
             return -errno;
         }
+        removed++;
         *strrchr(path, '/') = 0;
     }
+    return -EAGAIN;
 }
 
 static void remove_empty_parents(char *path) {

@@ -62,7 +62,8 @@ int device_filter_load(struct pb_slice instructions);
 int device_filter_attach(int cgroup_fd, int program);
 
 /* Removes the cgroup `path`, what the container made below it, and then each parent up to the root
- * that is empty. Waits at most `timeout_ms` for processes that are dying; -EBUSY after that. */
+ * that is empty. Waits at most `timeout_ms` for processes that are dying; -EBUSY after that. -EAGAIN:
+ * a part is done and there is more, call again. */
 int cgroup_remove(const char *path, int timeout_ms);
 
 #endif

@@ -50,7 +50,7 @@ static void memory_events_ready(struct watch *watch, uint32_t events) {
 }
 
 static void frozen_changed(struct watch *watch, uint32_t events);
-static void end_freeze(struct container *container, bool reached);
+static void drop_freeze(struct container *container);
 
 static void watch_file(struct watch *watch, int cgroup_fd, const char *file,
                        void (*ready)(struct watch *, uint32_t)) {
@@ -115,9 +115,7 @@ void container_init_died(struct container *container) {
         cgroup_kill(cgroup_of(container));
     }
     kill_execs(container);
-    if (!call_none(container->freeze_call)) {
-        end_freeze(container, false);
-    }
+    drop_freeze(container);
     if (!has_live_execs(container)) {
         announce_exit(container);
         return;
@@ -141,6 +139,10 @@ static void retry_release(struct deadline *deadline) {
 /* The last processes may still be on their way out: the cgroup goes as soon as they have. */
 static void try_release(struct container *container) {
     int error = launch_release(&container->init->launched, 0);
+    if (error == -EAGAIN) {
+        loop_set_deadline(&container->delete_retry, 0, retry_release); /* after other calls */
+        return;
+    }
     if (error == -EBUSY && container->delete_tries++ < DELETE_RETRIES) {
         loop_set_deadline(&container->delete_retry, DELETE_RETRY_MS, retry_release);
         return;
@@ -149,13 +151,17 @@ static void try_release(struct container *container) {
         log_error("%s: cannot be removed: %s", container->id, strerror(-error));
     }
     struct call call = container->delete_call;
+    proc_answer_failed(container);
+    drop_freeze(container);
     container_forget(container);
     rpc_done(call);
 }
 
 void container_release(struct container *container, struct call call) {
     container->deleting = true;
-    container->delete_call = call;
+    if (!call_none(call)) {
+        container->delete_call = call; /* a failed launch is released again when it is reaped */
+    }
     if (cgroup_of(container) >= 0) {
         cgroup_kill(cgroup_of(container));
     }
@@ -224,6 +230,14 @@ static void end_freeze(struct container *container, bool reached) {
         rpc_fail(call, RPC_DEADLINE_EXCEEDED, "container \"%s\" did not %s within %d s",
                  container->id, container->freeze_wanted ? "freeze" : "thaw", FREEZE_MS / 1000);
     }
+}
+
+/* Whoever waits for the freezing of a container that is at its end is told so. */
+static void drop_freeze(struct container *container) {
+    struct call call = container->freeze_call;
+    loop_clear_deadline(&container->freeze_until);
+    container->freeze_call = (struct call){0};
+    rpc_fail(call, RPC_FAILED_PRECONDITION, "container \"%s\" has exited", container->id);
 }
 
 static bool freeze_reached(struct container *container) {

@@ -27,6 +27,10 @@ struct kernel_sched_attr {
 };
 enum { KERNEL_IOPRIO_WHO_PROCESS = 1 };
 
+/* linux/key.h is not for programs: the possessor may do everything, other processes of root may
+ * view, read, search and link. */
+enum { KEYRING_PERMISSIONS = 0x3f1b0000 };
+
 enum { CAPABILITIES_MAX = 64, BPF_MAX_BYTES = BPF_MAXINSNS * (int)sizeof(struct sock_filter) };
 
 static int write_oom_score(const struct process_plan *process, struct failure *failure) {
@@ -47,8 +51,12 @@ static int join_keyring(struct pb_slice container_id, struct failure *failure) {
     if (error < 0) {
         return fail(failure, error, "the container's id");
     }
-    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) < 0 && errno != ENOSYS &&
-        errno != EACCES) {
+    long keyring = syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name);
+    /* Only a keyring that others may search is found by its name. */
+    if (keyring >= 0) {
+        keyring = syscall(SYS_keyctl, KEYCTL_SETPERM, keyring, KEYRING_PERMISSIONS);
+    }
+    if (keyring < 0 && errno != ENOSYS && errno != EACCES) {
         return fail(failure, errno, "join the session keyring");
     }
     return 0;
@@ -65,7 +73,23 @@ int creds_prepare(const struct process_plan *process, struct pb_slice container_
     return container_id.size > 0 ? join_keyring(container_id, failure) : 0;
 }
 
+static struct rlimit given_files; /* what void-init had before it raised its own; 0: it did not */
+
+int creds_raise_files(rlim_t wanted) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &given_files) < 0) {
+        return -errno;
+    }
+    limit = given_files;
+    limit.rlim_max = limit.rlim_max < wanted ? wanted : limit.rlim_max;
+    limit.rlim_cur = limit.rlim_cur < wanted ? wanted : limit.rlim_cur;
+    return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? -errno : 0;
+}
+
 static int apply_rlimits(const struct process_plan *process, struct failure *failure) {
+    if (given_files.rlim_max > 0 && setrlimit(RLIMIT_NOFILE, &given_files) < 0) {
+        return fail(failure, errno, "restore the limit of open files");
+    }
     for (size_t i = 0; i < process->rlimit_count; i++) {
         const struct plan_rlimit *wanted = &process->rlimits[i];
         struct rlimit limit = {wanted->soft, wanted->hard};

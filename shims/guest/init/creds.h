@@ -5,8 +5,14 @@
 #ifndef VOID_CREDS_H
 #define VOID_CREDS_H
 
+#include <sys/resource.h>
+
 #include "failure.h"
 #include "plan.h"
+
+/* Lets void-init itself open `wanted` files or more; creds_apply() gives processes the limits from
+ * before. 0 or -errno. */
+int creds_raise_files(rlim_t wanted);
 
 /* Before the mount namespace is left: what needs the VM's /proc. */
 int creds_prepare(const struct process_plan *process, struct pb_slice container_id,

@@ -4,9 +4,6 @@
 #include "events.h"
 #include "log.h"
 #include "loop.h"
-#include "mounts.h"
-#include "plan.h"
-#include "standby.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,14 +15,12 @@ enum {
     SECTOR_BYTES = 512,
 };
 
-/* A call that waits for a disk: ProbeDisk, or (with `mount_step`) a Mount of it. */
+/* A ProbeDisk that waits. */
 struct probe {
     bool used;
     char serial[DISK_SERIAL_MAX];
     struct call call;
     struct deadline until, retry;
-    uint8_t *mount_step;
-    size_t mount_size;
 };
 
 /* Which serial a device had: when it goes, sysfs no longer tells. */
@@ -41,8 +36,6 @@ static struct known_disk known[DISKS_MAX];
 static void end_probe(struct probe *probe) {
     loop_clear_deadline(&probe->until);
     loop_clear_deadline(&probe->retry);
-    free(probe->mount_step);
-    probe->mount_step = NULL;
     probe->used = false;
 }
 
@@ -57,22 +50,6 @@ static void answer_probe(struct probe *probe, const char *name) {
         rpc_end(&reply);
     }
     end_probe(probe);
-}
-
-static void run_mount(struct call call, struct pb_slice message) {
-    struct mount_step step = {0};
-    struct failure failure = {0};
-    if (plan_decode_mount(message, &step) < 0 || step.where != WHERE_GUEST) {
-        rpc_fail(call, RPC_INVALID_ARGUMENT, "a mount step whose target is in the guest is wanted");
-        return;
-    }
-    step.wait_ms = 0; /* whoever waits has waited */
-    if (mounts_run(&step, "/", &failure) < 0) {
-        rpc_fail(call, RPC_INVALID_ARGUMENT, "mount: %s", failure.text);
-    } else {
-        standby_discard(); /* its mount namespace is older */
-        rpc_done(call);
-    }
 }
 
 static void try_probe(struct probe *probe);
@@ -97,9 +74,6 @@ static void try_probe(struct probe *probe) {
     AUTO_CLOSE int fd = open(device, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) {
         loop_set_deadline(&probe->retry, DISK_RETRY_MS, retry_probe);
-    } else if (probe->mount_step != NULL) {
-        run_mount(probe->call, (struct pb_slice){probe->mount_step, probe->mount_size});
-        end_probe(probe);
     } else {
         answer_probe(probe, name);
     }
@@ -146,51 +120,15 @@ static struct probe *new_probe(struct call call, const char *serial) {
     return probe;
 }
 
-static void begin_probe(struct probe *probe, uint64_t wait_ms) {
-    loop_set_deadline(&probe->until, wait_ms, probe_expired);
-    try_probe(probe);
-}
-
 void disk_handle_probe(struct call call, struct pb_slice request) {
     char serial[DISK_SERIAL_MAX];
     uint64_t wait_ms = 0;
     struct probe *probe;
     if (read_request(call, request, serial, &wait_ms) &&
         (probe = new_probe(call, serial)) != NULL) {
-        begin_probe(probe, wait_ms);
+        loop_set_deadline(&probe->until, wait_ms, probe_expired);
+        try_probe(probe);
     }
-}
-
-/* A mount that needs no disk, or does not wait for one, is made at once. */
-void disk_handle_mount(struct call call, struct pb_slice request) {
-    struct pb_reader reader = pb_read(request);
-    struct pb_field field;
-    struct pb_slice message = {0};
-    struct mount_step step = {0};
-    char serial[DISK_SERIAL_MAX];
-    struct probe *probe;
-    while (pb_field(&reader, &field) > 0) {
-        message = field.number == 1 ? field.bytes : message;
-    }
-    if (message.data == NULL || plan_decode_mount(message, &step) < 0 ||
-        step.source_kind != SOURCE_DISK ||
-        pb_string(step.source, serial, sizeof serial) < 0) {
-        run_mount(call, message);
-        return;
-    }
-    if ((probe = new_probe(call, serial)) == NULL) {
-        return;
-    }
-    uint8_t *copy = malloc(message.size);
-    if (copy == NULL) {
-        rpc_fail_errno(call, ENOMEM, "mount");
-        end_probe(probe);
-        return;
-    }
-    memcpy(copy, message.data, message.size);
-    probe->mount_step = copy;
-    probe->mount_size = message.size;
-    begin_probe(probe, step.wait_ms);
 }
 
 void disk_handle_release(struct call call, struct pb_slice request) {

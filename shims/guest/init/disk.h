@@ -30,7 +30,6 @@ void disk_changed(const char *device, bool present);
 void disk_rescan(void);
 
 void disk_handle_probe(struct call call, struct pb_slice request);
-void disk_handle_mount(struct call call, struct pb_slice request);
 void disk_handle_release(struct call call, struct pb_slice request);
 
 #endif

@@ -9,7 +9,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 
 #define WRITABLE_ROOT "/run/void/"
@@ -68,7 +67,7 @@ int files_real_path(struct pb_slice path, char *out, size_t capacity) {
  * the parent of its last component, whose name is left in `name`.
  */
 static int open_parent(struct pb_slice path, bool create, int *parent, char name[NAME_MAX + 1]) {
-    char text[GUEST_PATH_MAX];
+    char text[PATH_MAX];
     int error = pb_string(path, text, sizeof text);
     if (error < 0) {
         return error;
@@ -141,6 +140,19 @@ static int write_piece(int fd, const struct write_request *request) {
     return error;
 }
 
+/* What failed must not stay: the next write to this path finds the same name. */
+static int drop_staged(const char *staged, int error) {
+    unlinkat(staging_fd, staged, 0);
+    return error;
+}
+
+static int publish(const char *staged, int parent, const char *name) {
+    if (renameat(staging_fd, staged, parent, name) < 0) {
+        return drop_staged(staged, -errno);
+    }
+    return 0;
+}
+
 static int write_file(const struct write_request *request, int parent, const char *name) {
     char staged[17];
     staging_name(request->path, staged);
@@ -152,10 +164,14 @@ static int write_file(const struct write_request *request, int parent, const cha
         return -errno;
     }
     int error = write_piece(fd, request);
-    if (error < 0 || !request->last || request->in_place) {
+    if (request->in_place) {
         return error;
     }
-    return renameat(staging_fd, staged, parent, name) < 0 ? -errno : 0;
+    if (error == 0) {
+        return request->last ? publish(staged, parent, name) : 0;
+    }
+    /* A piece at the wrong place says nothing about those that came before. */
+    return error == -ESPIPE ? error : drop_staged(staged, error);
 }
 
 static int write_symlink(const struct write_request *request, int parent, const char *name) {
@@ -165,14 +181,15 @@ static int write_symlink(const struct write_request *request, int parent, const 
     if (error < 0) {
         return error;
     }
-    unlinkat(staging_fd, staged, 0); /* what an interrupted call may have left */
-    if (symlinkat(target, staging_fd, staged) < 0 ||
-        fchownat(staging_fd, staged, (uid_t)request->uid, (gid_t)request->gid,
-                 AT_SYMLINK_NOFOLLOW) < 0 ||
-        renameat(staging_fd, staged, parent, name) < 0) {
+    unlinkat(staging_fd, staged, 0); /* pieces of a file that was never finished */
+    if (symlinkat(target, staging_fd, staged) < 0) {
         return -errno;
     }
-    return 0;
+    if (fchownat(staging_fd, staged, (uid_t)request->uid, (gid_t)request->gid,
+                 AT_SYMLINK_NOFOLLOW) < 0) {
+        return drop_staged(staged, -errno);
+    }
+    return publish(staged, parent, name);
 }
 
 static int write_directory(const struct write_request *request, int parent, const char *name) {
@@ -328,25 +345,4 @@ void files_handle_read(struct call call, struct pb_slice request) {
         return;
     }
     read_file(call, fd, &facts, offset, (uint32_t)limit);
-}
-
-/* ---- mounts ---------------------------------------------------------------------------------- */
-
-void files_handle_unmount(struct call call, struct pb_slice request) {
-    struct pb_reader reader = pb_read(request);
-    struct pb_field field;
-    struct pb_slice path = {0};
-    char real[PATH_MAX];
-    while (pb_field(&reader, &field) > 0) {
-        path = field.number == 1 ? field.bytes : path;
-    }
-    int error = files_real_path(path, real, sizeof real);
-    if (error == 0 && umount2(real, UMOUNT_NOFOLLOW) < 0) {
-        error = -errno;
-    }
-    if (error == -EBUSY) {
-        error = umount2(real, UMOUNT_NOFOLLOW | MNT_DETACH) < 0 ? -errno : 0;
-    }
-    /* Gone is what was asked for: not mounted, or not even there. */
-    answer(call, error == -EINVAL || error == -ENOENT ? 0 : error, "unmount", path);
 }

@@ -16,6 +16,5 @@ int files_real_path(struct pb_slice path, char *out, size_t capacity);
 void files_handle_write(struct call call, struct pb_slice request);
 void files_handle_read(struct call call, struct pb_slice request);
 void files_handle_remove(struct call call, struct pb_slice request);
-void files_handle_unmount(struct call call, struct pb_slice request);
 
 #endif

@@ -113,7 +113,9 @@ static int open_fresh_cgroup(struct launched *launched, bool *created, struct fa
     int error = cgroup_create(path, &launched->cgroup_fd, created);
     if (error == 0 && !*created) {
         close_if_open(&launched->cgroup_fd);
-        error = cgroup_remove(path, 0);
+        do {
+            error = cgroup_remove(path, 0);
+        } while (error == -EAGAIN);
         if (error == -EBUSY) {
             return fail_plain(failure, EBUSY, "the cgroup %s has processes of another container",
                               path);
@@ -200,13 +202,20 @@ int launch_container(struct pb_slice plan, const struct launch_io *io,
     return 0;
 }
 
-int launch_exec(pid_t init_pid, int cgroup_fd, struct pb_slice process, const struct launch_io *io,
-                struct launched *launched, struct failure *failure) {
+/* A process that is on its way out has given back its memory, long before it can be waited for. */
+static bool is_exiting(pid_t pid) {
+    char path[48], target[8];
+    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    return readlink(path, target, sizeof target) < 0 && errno == ENOENT;
+}
+
+int launch_exec(const struct launch_target *target, struct pb_slice process,
+                const struct launch_io *io, struct launched *launched, struct failure *failure) {
     int error = plan_decode_process(process, &process_buffer);
     if (error < 0) {
         return fail(failure, error, "decode the process plan");
     }
-    AUTO_CLOSE int pidfd = kernel_pidfd_open(init_pid);
+    AUTO_CLOSE int pidfd = kernel_pidfd_open(target->init_pid);
     if (pidfd < 0) {
         return fail(failure, errno, "the container's first process is gone");
     }
@@ -214,17 +223,22 @@ int launch_exec(pid_t init_pid, int cgroup_fd, struct pb_slice process, const st
         .init_pidfd = pidfd,
         .filter_fd = -1,
         .process = &process_buffer,
+        .container_id = target->container_id,
         .io = *io,
-        .cgroup_fd = cgroup_fd,
+        .cgroup_fd = target->cgroup_fd,
     };
     struct launched result = {.control_fd = -1, .terminal_fd = -1, .cgroup_fd = -1};
-    error = spawn(&child, 0, init_pid, &result, failure);
+    error = spawn(&child, 0, target->init_pid, &result, failure);
     if (error == -EBUSY) {
         /* The container made cgroups of its own and moved its processes there: follow its first. */
-        AUTO_CLOSE int actual = cgroup_open_of(init_pid);
+        AUTO_CLOSE int actual = cgroup_open_of(target->init_pid);
         child.cgroup_fd = actual;
         error = actual < 0 ? fail(failure, actual, "find the container's cgroup")
-                           : spawn(&child, 0, init_pid, &result, failure);
+                           : spawn(&child, 0, target->init_pid, &result, failure);
+    }
+    if (error < 0 && is_exiting(target->init_pid)) {
+        /* What the kernel says then (ENOMEM, of a dying pid namespace) would mislead. */
+        return fail_plain(failure, ESRCH, "the container is not running: its first process exits");
     }
     if (error == 0) {
         *launched = result;
@@ -248,9 +262,10 @@ static enum launch_phase ended(const struct launched *launched, struct failure *
     return LAUNCH_FAILED;
 }
 
-enum launch_phase launch_read(struct launched *launched, struct failure *failure) {
-    struct report report;
-    struct iovec part = {&report, sizeof report};
+/* The next report without the one that only brings the terminal: the failure behind that must not
+ * be left unread. The size of what came, 0 at the end, or -1 with errno. */
+static ssize_t receive(struct launched *launched, struct report *report) {
+    struct iovec part = {report, sizeof *report};
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -259,26 +274,32 @@ enum launch_phase launch_read(struct launched *launched, struct failure *failure
         .msg_iov = &part,
         .msg_iovlen = 1,
         .msg_control = control.bytes,
-        .msg_controllen = sizeof control.bytes,
     };
-    ssize_t size = RETRY(recvmsg(launched->control_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
+    for (;;) {
+        message.msg_controllen = sizeof control.bytes;
+        ssize_t size =
+            RETRY(recvmsg(launched->control_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
+        if (size != (ssize_t)sizeof *report || report->kind != REPORT_TERMINAL) {
+            return size;
+        }
+        take_terminal(&message, launched);
+    }
+}
+
+enum launch_phase launch_read(struct launched *launched, struct failure *failure) {
+    struct report report;
+    ssize_t size = receive(launched, &report);
     if (size < 0 && errno == EAGAIN) {
         return LAUNCH_PENDING;
     }
     if (size != (ssize_t)sizeof report) {
         return ended(launched, failure);
     }
-    switch (report.kind) {
-    case REPORT_TERMINAL:
-        take_terminal(&message, launched);
-        return LAUNCH_PENDING;
-    case REPORT_READY:
+    if (report.kind == REPORT_READY) {
         return LAUNCH_READY;
-    case REPORT_FAILED:
-    default:
-        *failure = report.failure;
-        return LAUNCH_FAILED;
     }
+    *failure = report.failure;
+    return LAUNCH_FAILED;
 }
 
 int launch_start(struct launched *launched) {
@@ -292,5 +313,6 @@ int launch_start(struct launched *launched) {
 
 void launch_close(struct launched *launched) {
     close_if_open(&launched->control_fd);
+    close_if_open(&launched->terminal_fd);
     close_if_open(&launched->cgroup_fd);
 }

@@ -63,10 +63,17 @@ int launch_container(struct pb_slice plan, const struct launch_io *io,
                      const struct launch_context *context, struct launched *launched,
                      struct failure *failure);
 
-/* Adds a process (an encoded ProcessPlan) to a running container: in all namespaces of `init_pid`
- * (its first process) and in the cgroup `cgroup_fd`. Otherwise as launch_container(). */
-int launch_exec(pid_t init_pid, int cgroup_fd, struct pb_slice process, const struct launch_io *io,
-                struct launched *launched, struct failure *failure);
+/* A running container that a process is added to. */
+struct launch_target {
+    pid_t init_pid; /* its first process, not reaped yet: whose namespaces to join */
+    int cgroup_fd;
+    struct pb_slice container_id;
+};
+
+/* Adds a process (an encoded ProcessPlan) to a running container: in its namespaces, its cgroup and
+ * its session keyring. Otherwise as launch_container(); ESRCH: the first process is exiting. */
+int launch_exec(const struct launch_target *target, struct pb_slice process,
+                const struct launch_io *io, struct launched *launched, struct failure *failure);
 
 /* Reads one report of the new process without blocking. */
 enum launch_phase launch_read(struct launched *launched, struct failure *failure);
@@ -74,13 +81,13 @@ enum launch_phase launch_read(struct launched *launched, struct failure *failure
 /* Lets a created process run. 0 or -errno (-EPIPE: it is gone). */
 int launch_start(struct launched *launched);
 
-/* Closes control_fd and cgroup_fd (terminal_fd is the caller's from LAUNCH_READY on). A process that
- * still waits for launch_start() ends when its control socket closes. Safe to repeat. */
+/* Closes control_fd, cgroup_fd, and terminal_fd unless the caller took it over at LAUNCH_READY. A
+ * process that still waits for launch_start() ends when its control socket closes. Safe to repeat. */
 void launch_close(struct launched *launched);
 
 /* launch_close(), then removes what a container leaves behind: kills what is left in its cgroup,
  * removes that, waiting at most `timeout_ms` for the last process, and its empty mount points.
- * 0 or -errno (-EBUSY: still populated); may be called again. Nothing to do for an exec. */
+ * 0 or -errno (-EBUSY: still populated; -EAGAIN: there is more to remove); may be called again. Nothing to do for an exec. */
 int launch_release(struct launched *launched, int timeout_ms);
 
 #endif

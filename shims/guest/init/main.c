@@ -8,6 +8,7 @@
 #include "base.h"
 #include "boot.h"
 #include "cgroup.h"
+#include "creds.h"
 #include "disk.h"
 #include "files.h"
 #include "link.h"
@@ -34,6 +35,9 @@
 
 #define DEVICE_FILTER "/etc/void-device-filter"
 #define DISKS_OPTION " void.disks="
+
+/* For full tables of containers and processes, each with its streams. */
+enum { OPEN_FILES = 4096 };
 
 enum { EXIT_USAGE = 100, EXIT_SYSTEM = 111, FLUSH_MS = 500, DISKS_WAIT_MS = 5000 };
 
@@ -194,6 +198,9 @@ int main(int argc, char **argv) {
     }
     if (error < 0) {
         bail("event loop", error);
+    }
+    if ((error = creds_raise_files(OPEN_FILES)) < 0) {
+        log_warn("the limit of open files stays: %s", strerror(-error));
     }
     link_init(lonely);
     service_init(options.test_fd < 0);

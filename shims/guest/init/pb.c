@@ -214,8 +214,39 @@ void pb_put_bytes(struct pb_writer *writer, uint32_t field, const void *data, si
     writer->at += size;
 }
 
+/* How many bytes the UTF-8 character at `at` has; 0: it is none. The NUL ends a character, too. */
+static size_t utf8_size(const uint8_t *at) {
+    size_t size = 4;
+    if (at[0] < 0x80) {
+        size = 1;
+    } else if (at[0] < 0xc2) {
+        size = 0;
+    } else if (at[0] < 0xf0) {
+        size = at[0] < 0xe0 ? 2 : 3;
+    }
+    /* Neither overlong forms, nor surrogates, nor what lies above the last character. */
+    bool bad = (at[0] == 0xe0 && at[1] < 0xa0) || (at[0] == 0xed && at[1] > 0x9f) ||
+               (at[0] == 0xf0 && at[1] < 0x90) || (at[0] == 0xf4 && at[1] > 0x8f) || at[0] > 0xf4;
+    for (size_t i = 1; i < size && !bad; i++) {
+        bad = (at[i] & 0xc0) != 0x80;
+    }
+    return bad ? 0 : size;
+}
+
 void pb_put_string(struct pb_writer *writer, uint32_t field, const char *text) {
-    pb_put_bytes(writer, field, text, strlen(text));
+    size_t size = strlen(text);
+    pb_put_bytes(writer, field, text, size);
+    if (writer->overflow || size == 0) {
+        return;
+    }
+    uint8_t *copy = writer->at - size;
+    for (size_t at = 0; at < size;) {
+        size_t whole = utf8_size((const uint8_t *)text + at);
+        if (whole == 0) {
+            copy[at] = '?';
+        }
+        at += whole > 0 ? whole : 1;
+    }
 }
 
 uint8_t *pb_begin(struct pb_writer *writer, uint32_t field) {

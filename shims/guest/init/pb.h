@@ -88,6 +88,8 @@ static inline size_t pb_written(const struct pb_writer *writer) {
 void pb_put_varint(struct pb_writer *writer, uint32_t field, uint64_t value);
 void pb_put_bool(struct pb_writer *writer, uint32_t field, bool value);
 void pb_put_bytes(struct pb_writer *writer, uint32_t field, const void *data, size_t size);
+/* A string has to be UTF-8, or the host cannot decode the whole answer: bytes that are not become
+ * question marks. */
 void pb_put_string(struct pb_writer *writer, uint32_t field, const char *text);
 
 /*

@@ -3,6 +3,7 @@
 #include "events.h"
 #include "log.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
 
@@ -30,6 +31,8 @@ static enum rpc_code code_of_failure(int error) {
         return RPC_RESOURCE_EXHAUSTED;
     case ETIMEDOUT:
         return RPC_DEADLINE_EXCEEDED;
+    case ESRCH: /* the container that it should join is on its way out */
+        return RPC_FAILED_PRECONDITION;
     case ENOSYS:
     case EOPNOTSUPP:
         return RPC_UNIMPLEMENTED;
@@ -41,14 +44,29 @@ static enum rpc_code code_of_failure(int error) {
     }
 }
 
+static void answer_failure(struct process *process, const struct failure *failure) {
+    struct call call = process->call;
+    process->call = (struct call){0};
+    rpc_fail(call, code_of_failure(failure->error), "%s", failure->text);
+}
+
+void proc_answer_failed(struct container *container) {
+    answer_failure(container->init, &container->failure);
+}
+
 static void launch_failed(struct process *process, const struct failure *failure) {
     log_info("%s/%s: %s", process->container->id, process->exec_id, failure->text);
     process->failed = true;
     process->status = failure->error == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_RUN;
-    struct call call = process->call;
-    process->call = (struct call){0};
-    rpc_fail(call, code_of_failure(failure->error), "%s", failure->text);
     stdio_never_started(&process->stdio);
+    if (process == process->container->init && process->phase == PHASE_LAUNCHING) {
+        /* The answer says that nothing is left: container.c gives it when that is so. Killed,
+         * because a process that was frozen meanwhile does not exit by itself. */
+        process->container->failure = *failure;
+        kill(process->pid, SIGKILL);
+        return;
+    }
+    answer_failure(process, failure);
 }
 
 static void launch_ready(struct process *process) {
@@ -252,8 +270,14 @@ static void start_exec(struct call call, struct process *process) {
                  process->container->id);
         return;
     }
-    int error = launch_exec(init->pid, init->launched.cgroup_fd, plan, &process->child_ends,
-                            &process->launched, &failure);
+    const char *id = process->container->id;
+    struct launch_target target = {
+        .init_pid = init->pid,
+        .cgroup_fd = init->launched.cgroup_fd,
+        .container_id = {(const uint8_t *)id, strlen(id)},
+    };
+    int error =
+        launch_exec(&target, plan, &process->child_ends, &process->launched, &failure);
     if (error < 0) {
         process->call = call;
         launch_failed(process, &failure);

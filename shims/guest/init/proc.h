@@ -43,7 +43,8 @@ struct process {
     uint32_t status;
     uint64_t exited_at_ns;
     bool failed;          /* the launch reported a failure; the exit is no event */
-    struct call call;     /* the CreateContainer or StartProcess that waits */
+    struct call call;     /* the CreateContainer or StartProcess that waits, the former of a launch
+                           * that failed until nothing is left of the container */
     struct launched launched;
     struct launch_io child_ends;
     struct stdio stdio;
@@ -56,6 +57,7 @@ struct container {
     bool used;
     char id[ID_MAX];
     struct process *init;
+    struct failure failure;    /* why it could not be created; init->call waits to hear it */
     uint64_t oom_kills;
     bool exit_held;            /* init is gone, but its exit waits for those of its execs */
     struct deadline held_until;
@@ -89,6 +91,8 @@ struct container *container_next(struct container *after);
 
 /* Works off the launcher's reports of one process, as far as they have come. */
 void proc_read_reports(struct process *process);
+/* Answers the CreateContainer of a container that could not be created, if it still waits. */
+void proc_answer_failed(struct container *container);
 void proc_forget(struct process *process);
 void container_forget(struct container *container);
 

@@ -18,24 +18,11 @@ static uint32_t status_of(int wait_status) {
     return (uint32_t)WEXITSTATUS(wait_status);
 }
 
-/* A launch that ended without a word: killed from outside, most likely. */
-static void end_silent_launch(struct process *process, uint32_t status) {
-    struct call call = process->call;
-    process->call = (struct call){0};
-    rpc_fail(call, RPC_FAILED_PRECONDITION, "process \"%s\" of \"%s\" ended with %u while it was "
-             "being launched", process->exec_id, process->container->id, status);
-    stdio_never_started(&process->stdio);
-}
-
 static void process_exited(struct process *process, int wait_status) {
     struct container *container = process->container;
     bool is_init = container->init == process;
     proc_read_reports(process);
     process->pid = 0;
-    if (!call_none(process->call)) {
-        end_silent_launch(process, status_of(wait_status));
-        process->failed |= process->phase == PHASE_LAUNCHING;
-    }
     bool created = !is_init || process->phase != PHASE_LAUNCHING;
     if (!process->failed) {
         process->status = status_of(wait_status);

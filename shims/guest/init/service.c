@@ -210,8 +210,6 @@ static const struct rpc_method methods[] = {
     {"WriteFile", files_handle_write, false},
     {"ReadFile", files_handle_read, false},
     {"RemoveFile", files_handle_remove, false},
-    {"Mount", disk_handle_mount, false},
-    {"Unmount", files_handle_unmount, false},
     {"ProbeDisk", disk_handle_probe, false},
     {"ReleaseDisk", disk_handle_release, false},
     {"ConfigureNetwork", net_handle_configure, false},

@@ -127,6 +127,21 @@ static _Noreturn void begin(int control) {
 
 /* ---- in void-init ---------------------------------------------------------------------------- */
 
+/* Ends it, if it is still ours to end. */
+static void discard(void) {
+    /* It ends when its socket closes. Its empty cgroup stays, and harms nobody. */
+    if (control_fd >= 0) {
+        close_fd(&control_fd);
+    }
+    if (standby_cgroup_fd >= 0) {
+        close_fd(&standby_cgroup_fd);
+    }
+    if (filter_fd >= 0) {
+        close_fd(&filter_fd);
+    }
+    /* What is shared with it stays mapped: unmapping takes longer than it is worth. */
+}
+
 /* Attached to an empty cgroup, too: the first attachment of all patches the kernel's code. */
 static int load_filter(const char *path) {
     AUTO_CLOSE int fd = RETRY(open(path, O_RDONLY | O_CLOEXEC));
@@ -177,7 +192,7 @@ int standby_prepare(const char *filter_path) {
     void *shared =
         mmap(NULL, PLAN_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) {
-        standby_discard();
+        discard();
         return -ENOMEM;
     }
     plan_bytes = shared;
@@ -192,7 +207,7 @@ int standby_prepare(const char *filter_path) {
         error = -ECHILD;
     }
     if (error < 0) {
-        standby_discard();
+        discard();
     }
     return error;
 }
@@ -247,7 +262,7 @@ int standby_launch(const struct child *child, struct launched *launched) {
         error = send_order(child);
     }
     if (error < 0) {
-        standby_discard();
+        discard();
         return error;
     }
     memcpy(launched->cgroup_path, STANDBY_CGROUP, sizeof STANDBY_CGROUP);
@@ -255,20 +270,6 @@ int standby_launch(const struct child *child, struct launched *launched) {
     launched->control_fd = take_fd(&control_fd);
     launched->cgroup_fd = take_fd(&standby_cgroup_fd);
     launched->terminal_fd = -1;
-    standby_discard(); /* what is still ours */
+    discard(); /* what is still ours */
     return 0;
-}
-
-void standby_discard(void) {
-    /* It ends when its socket closes. Its empty cgroup stays, and harms nobody. */
-    if (control_fd >= 0) {
-        close_fd(&control_fd);
-    }
-    if (standby_cgroup_fd >= 0) {
-        close_fd(&standby_cgroup_fd);
-    }
-    if (filter_fd >= 0) {
-        close_fd(&filter_fd);
-    }
-    /* What is shared with it stays mapped: unmapping takes longer than it is worth. */
 }

@@ -18,7 +18,4 @@ bool standby_fits(const struct child *child, uint64_t flags);
 /* Lets it carry out the plan. 0: `launched` is filled in; -errno: it is gone, launch another way. */
 int standby_launch(const struct child *child, struct launched *launched);
 
-/* Ends it: it would not see what has changed for processes that are launched from now on. */
-void standby_discard(void);
-
 #endif

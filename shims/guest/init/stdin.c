@@ -8,8 +8,9 @@
 #include <sys/epoll.h>
 #include <termios.h>
 
-/* Bounds on input that waits in our memory because the pipes are full. */
-enum { WRITES_MAX = 64, WRITE_BYTES_MAX = 16 << 20 };
+/* Writes of one process that wait in our memory because its pipe is full. A bound of its own for
+ * each: one that does not read must not keep input from another. */
+enum { WRITES_MAX = 4 };
 
 struct stdio_write {
     struct stdio_write *next;
@@ -19,13 +20,9 @@ struct stdio_write {
     uint8_t data[];
 };
 
-static size_t waiting_writes, waiting_bytes;
-
 static void finish_write(struct stdio_input *input) {
     struct stdio_write *write = input->first;
     input->first = write->next;
-    waiting_writes--;
-    waiting_bytes -= write->size;
     rpc_done(write->call);
     free(write);
 }
@@ -121,28 +118,41 @@ static void input_ready(struct watch *watch, uint32_t events) {
     stdin_push((struct stdio_input *)watch); /* its first member */
 }
 
-static void queue_write(struct stdio_input *input, struct pb_slice data, bool end,
-                        struct call call) {
-    if (waiting_writes >= WRITES_MAX || waiting_bytes + data.size > WRITE_BYTES_MAX) {
-        rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "too many writes wait for their pipes");
-        return;
+/* Room for one more write at the end of the queue, or NULL. Taken before a byte is written, so that
+ * a call that is refused took nothing and may be made again. */
+static struct stdio_write *new_write(size_t size, struct stdio_write ***last) {
+    int count = 0;
+    for (; **last != NULL; *last = &(**last)->next) {
+        count++;
     }
-    struct stdio_write *write = malloc(sizeof *write + data.size);
-    if (write == NULL) {
-        rpc_fail_errno(call, ENOMEM, "stdin");
-        return;
-    }
-    *write = (struct stdio_write){.call = call, .end = end, .size = data.size};
-    if (data.size > 0) {
-        memcpy(write->data, data.data, data.size);
-    }
+    return count < WRITES_MAX ? malloc(sizeof(struct stdio_write) + size) : NULL;
+}
+
+static void write_or_wait(struct stdio_input *input, struct pb_slice data, bool end,
+                          struct call call) {
     struct stdio_write **last = &input->first;
-    while (*last != NULL) {
-        last = &(*last)->next;
+    struct stdio_write *write = new_write(data.size, &last);
+    if (write == NULL) {
+        rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d writes of this process wait for its pipe",
+                 WRITES_MAX);
+        return;
+    }
+    bool idle = input->first == NULL && input->fd >= 0;
+    ssize_t done = idle ? push(input, data.data, data.size) : 0;
+    if (done < 0) {
+        free(write);
+        stdin_break(input);
+        rpc_done(call);
+        return;
+    }
+    *write = (struct stdio_write){.call = call, .end = end, .size = data.size - (size_t)done};
+    if (write->size > 0) {
+        memcpy(write->data, data.data + done, write->size);
     }
     *last = write;
-    waiting_writes++;
-    waiting_bytes += data.size;
+    if (idle) {
+        stdin_push(input);
+    }
 }
 
 void stdio_write(struct stdio *stdio, struct pb_slice data, bool end, struct call call) {
@@ -153,31 +163,9 @@ void stdio_write(struct stdio *stdio, struct pb_slice data, bool end, struct cal
         } else {
             rpc_done(call);
         }
-        return;
-    }
-    if (input->fd < 0 && !input->expected) {
+    } else if (input->fd < 0 && !input->expected) {
         rpc_done(call); /* nobody reads: the bytes go where those of a broken pipe go */
-        return;
-    }
-    if (input->first == NULL && input->fd >= 0) {
-        ssize_t done = push(input, data.data, data.size);
-        if (done < 0) {
-            stdin_break(input);
-            rpc_done(call);
-            return;
-        }
-        data.data += done;
-        data.size -= (size_t)done;
-    }
-    if (data.size == 0 && input->first == NULL && input->fd >= 0) {
-        if (end) {
-            end_input(input, stdio->terminal);
-        }
-        rpc_done(call);
-        return;
-    }
-    queue_write(input, data, end, call);
-    if (input->first != NULL && input->fd >= 0) {
-        wait_for_space(input);
+    } else {
+        write_or_wait(input, data, end, call);
     }
 }

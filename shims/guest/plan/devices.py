@@ -60,6 +60,21 @@ class _Device:
     major: int
     minor: int
 
+    def overlaps(self, other: _Device) -> bool:
+        """Tell whether some device is meant by both."""
+        pairs = ((self.major, other.major), (self.minor, other.minor))
+        return self.kind == other.kind and all(a == b or _ANY in (a, b) for a, b in pairs)
+
+    def within(self, other: _Device) -> bool:
+        """Tell whether ``other`` means every device that this one does."""
+        pairs = ((self.major, other.major), (self.minor, other.minor))
+        return self.kind == other.kind and all(b in (a, _ANY) for a, b in pairs)
+
+    def __str__(self) -> str:
+        """Return it as in a rule: ``c 10:*``."""
+        numbers = ("*" if number == _ANY else str(number) for number in (self.major, self.minor))
+        return f"{'b' if self.kind == _BLOCK else 'c'} {':'.join(numbers)}"
+
 
 # ---- nodes -------------------------------------------------------------------------------------
 
@@ -162,13 +177,23 @@ class _Rules:
         self.allow = allow
         self.exceptions.clear()
 
-    def change(self, device: _Device, access: int, allow: bool) -> None:
-        before = self.exceptions.get(device, 0)
-        after = before | access if allow != self.allow else before & ~access
-        if after:
-            self.exceptions[device] = after
-        else:
-            self.exceptions.pop(device, None)
+    def change(self, device: _Device, access: int, allow: bool) -> _Device | None:
+        """Apply one rule; return the exception that stands in its way, if one does.
+
+        An exception that is only in part what the rule is about would have to get a hole, and
+        neither this list nor the reference runtime's can have one.
+        """
+        if allow != self.allow:
+            self.exceptions[device] = self.exceptions.get(device, 0) | access
+            return None
+        for known, bits in list(self.exceptions.items()):
+            if bits & access and known.overlaps(device):
+                if not known.within(device):
+                    return known
+                self.exceptions[known] = bits & ~access
+                if not self.exceptions[known]:
+                    del self.exceptions[known]
+        return None
 
 
 def _number(rule: Reader, name: str) -> int:
@@ -192,7 +217,10 @@ def _apply(rules: _Rules, rule: Reader) -> None:
         rules.set_default(allow)
         return
     for each in kinds[kind]:
-        rules.change(_Device(each, major, minor), access, allow)
+        device = _Device(each, major, minor)
+        if (known := rules.change(device, access, allow)) is not None:
+            raise InputError(rule.path, f"{'allow' if allow else 'deny'} {device}",
+                             f"no hole in the rule for {known} before it")  # fmt: skip
 
 
 # One BPF instruction: code, registers, offset, immediate (linux/bpf.h, struct bpf_insn).

@@ -184,9 +184,27 @@ KNOWN: Mapping[str, frozenset[str]] = {
 _OPEN = {"linux.timeOffsets": "linux.timeOffsets.*"}
 
 
+# Objects that say something by a key alone.
+_KEYS_SPEAK = frozenset({"linux.netDevices", "linux.resources.rdma"})
+
+
 def _is_set(value: object) -> bool:
     """Tell a field that says something from one that Go's JSON wrote empty."""
     return value is not None and value not in (False, 0, "", [], {})
+
+
+def _has_content(value: object) -> bool:
+    """Tell the same of a field that is judged as a whole: ``{"prestart": []}`` says nothing."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Mapping):
+            todo.extend(item.values())
+        elif isinstance(item, Sequence) and not isinstance(item, str):
+            todo.extend(item)
+        elif _is_set(item):
+            return True
+    return False
 
 
 def _children(value: object, place: str, path: str) -> Iterator[tuple[object, str, str]]:
@@ -205,10 +223,11 @@ def _walk(value: object, place: str = "", path: str = "") -> Iterator[tuple[obje
     todo = [(value, place, path)]
     while todo:
         item, item_place, item_path = todo.pop()
-        if not _is_set(item) and item_path:
+        verdict = VERDICTS.get(item_place, CARRIED)
+        whole = verdict != CARRIED and item_place not in _KEYS_SPEAK
+        if item_path and not (_has_content(item) if whole else _is_set(item)):
             continue
         yield item, item_place, item_path
-        verdict = VERDICTS.get(item_place, CARRIED)
         if verdict == CARRIED:
             todo.extend(reversed(list(_children(item, item_place, item_path))))
 

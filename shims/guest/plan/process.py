@@ -123,11 +123,15 @@ def _fill_terminal(process: Reader, plan: guest_pb2.ProcessPlan) -> None:
         plan.columns = size.number("width", most=65535)
 
 
-def _check_environment(process: Reader) -> list[bytes]:
+def _environment(process: Reader) -> list[bytes]:
+    """Return the variables, each once: of several the last counts, as for the reference runtime."""
+    variables: dict[str, str] = {}
     for index, entry in enumerate(process.texts("env")):
-        if "=" not in entry or entry.startswith("="):
+        name, separator, _ = entry.partition("=")
+        if not name or not separator:
             raise InputError(f"{process.at('env')}[{index}]", entry, "NAME=value")
-    return [encode_path(entry) for entry in process.texts("env")]
+        variables[name] = entry
+    return [encode_path(entry) for entry in variables.values()]
 
 
 def fill_process(process: Reader, plan: guest_pb2.ProcessPlan, streams: Streams) -> None:
@@ -139,7 +143,7 @@ def fill_process(process: Reader, plan: guest_pb2.ProcessPlan, streams: Streams)
     if not cwd.startswith("/"):
         raise InputError(process.at("cwd"), cwd, "an absolute path")
     plan.args.extend(encode_path(argument) for argument in args)
-    plan.env.extend(_check_environment(process))
+    plan.env.extend(_environment(process))
     plan.cwd = encode_path(cwd)
     plan.no_new_privileges = process.flag("noNewPrivileges")
     plan.capabilities.CopyFrom(compile_capabilities(process.get("capabilities")))

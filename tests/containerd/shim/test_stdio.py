@@ -80,6 +80,18 @@ async def test_input_that_ended_before_the_start(fake: FakeShim) -> None:
     assert await pipes.all_of("stdout") == b"early"
 
 
+async def test_input_that_the_guest_has_no_room_for_is_kept(fake: FakeShim) -> None:
+    shim = fake.shim
+    pipes = shim.pipes()
+    await shim.run("c", "cat", pipes=pipes)
+    fake.guest.errors["write_stdio"] = RpcError(Code.RESOURCE_EXHAUSTED, "no room")
+    await pipes.write(b"kept")
+    await shim.call("CloseIO", id="c", stdin=True)
+    await asyncio.wait_for(fake.guest.called("write_stdio"), 10)
+    del fake.guest.errors["write_stdio"]
+    assert await asyncio.wait_for(pipes.all_of("stdout"), 10) == b"kept"
+
+
 async def test_a_process_that_does_not_read_stalls_only_its_own_input(fake: FakeShim) -> None:
     shim = fake.shim
     pipes = shim.pipes()

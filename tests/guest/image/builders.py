@@ -111,6 +111,15 @@ def install_kernel(
         lines.append(f"kernel/{name}.ko{suffix}: {files}".rstrip())
     (tree / "modules.dep").write_text("\n".join(lines) + "\n")
     (tree / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in BUILTIN))
+    (tree / "modules.softdep").write_text(
+        "# Soft dependencies extracted from modules themselves.\n"
+        "softdep libcrc32c pre: crc32c absent post: unwanted\nsoftdep erofs post: unwanted\n"
+    )
+    (tree / "modules.alias").write_text(
+        "# Aliases extracted from modules themselves.\n"
+        "alias crypto-crc32c-intel crc32c_intel\nalias crc32c crc32c_intel\n"
+        "alias crc32c crc32c_generic\nalias virtio:d00000004v* virtio_rng\n"
+    )
     return path
 
 

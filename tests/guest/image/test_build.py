@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from shims.cli.guest import void_guest
-from shims.core.errors import InputError, NotFound
-from shims.guest.image import GuestImage, find_guest_image, hold_guest_image
+from shims.core.errors import InputError, NotFound, TargetError
+from shims.guest.image import GuestImage, build, find, find_guest_image, hold_guest_image
 from shims.guest.image.build import build_guest_image
 from shims.guest.image.care import collect_garbage, verify_image
+from shims.guest.image.host import choose_kernel
 from tests.guest.image.builders import bzimage, elf_kernel, install_kernel, static_program
 
 
@@ -147,6 +149,82 @@ def test_damage_is_found_and_mended(host: Path, init: Path, tmp_path: Path) -> N
     assert verify_image(image) == []
 
 
+def _flip(path: Path) -> None:
+    """Change a byte; nothing else about the file that a look would show."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_damage_of_unchanged_size_is_mended(host: Path, init: Path, tmp_path: Path) -> None:
+    image = _build(host, init, tmp_path)
+    _flip(image.kernel)
+    assert _build(host, init, tmp_path) == image
+    assert verify_image(image) == []
+    _flip(image.initramfs)
+    os.utime(init, (1, 1))  # built anew, into a place that is taken
+    assert _build(host, init, tmp_path) == image
+    assert verify_image(image) == []
+    assert not list((tmp_path / "guest").glob(".*"))
+
+
+def test_garbage_collection_takes_what_is_damaged(host: Path, init: Path, tmp_path: Path) -> None:
+    image = _build(host, init, tmp_path)
+    _flip(image.kernel)
+    assert collect_garbage(tmp_path).removed == (image.digest,)
+    assert not image.directory.exists()
+
+
+def test_without_a_kernel_package_the_last_default_image_serves(
+    host: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "VOID_INIT", init)
+    monkeypatch.setattr(find, "choose_kernel", lambda: choose_kernel(tmp_path / "nothing"))
+    own = tmp_path / "own"
+    own.write_bytes(elf_kernel("5.4.0-own"))
+    initramfs = tmp_path / "i"
+    initramfs.write_bytes(b"070701" + bytes(600))
+    build_guest_image(kernel=own, initramfs=initramfs, state=tmp_path)
+    with pytest.raises(NotFound, match="no kernel"):
+        find_guest_image(state=tmp_path)
+    ours = build_guest_image(root=host, init=init, state=tmp_path)
+    os.utime(ours.directory / "manifest.json", (1, 1))
+    assert find_guest_image(state=tmp_path) == ours
+
+
+def test_what_is_no_whole_linux_kernel_is_refused(tmp_path: Path) -> None:
+    kernel, initramfs = tmp_path / "k", tmp_path / "i"
+    initramfs.write_bytes(b"070701" + bytes(600))
+    whole = elf_kernel()
+    longer = whole[:96] + (1 << 20).to_bytes(8, "little") + whole[104:]  # its note segment
+    cases = {
+        b"\x7fELF" + bytes(500): "a Linux kernel",
+        whole[:50] + b"Linux version 6.1.0 x": "a whole ELF",
+        whole[:64] + b"Linux version 6.1.0 x": "a whole ELF",
+        longer: "a whole ELF",
+    }
+    for content, message in cases.items():
+        kernel.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            build_guest_image(kernel=kernel, initramfs=initramfs, state=tmp_path / "state")
+
+
+def test_a_place_that_cannot_be_written_is_told_as_such(
+    host: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TargetError, match="/proc/nowhere"):
+        _build(host, init, Path("/proc/nowhere"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TargetError, match="No space left"):
+        _build(host, init, tmp_path)
+
+
 @pytest.mark.parametrize("junk", [b"", b"{}", b"[]", b"\xff", b'{"digest": 1, "inputs": []}'])
 def test_a_damaged_index_is_no_obstacle(
     host: Path, init: Path, tmp_path: Path, junk: bytes
@@ -236,6 +314,14 @@ def test_the_command_line(
     everything = run(void_guest, ["show", "--all", "-o", "json"], catch_exceptions=False)
     assert json.loads(everything.stdout) == [built]
     assert "is intact" in run(void_guest, ["verify", beginning], catch_exceptions=False).stdout
+    for nonsense in ("/foo", "..", "*", "ABC"):
+        with pytest.raises(InputError, match="digest"):
+            run(void_guest, ["show", nonsense], catch_exceptions=False)
+    index = tmp_path / "state/guest/index"
+    assert len(list(index.iterdir())) == 1
+    _flip(Path(built["directory"], "vmlinux"))
+    assert run(void_guest, ["verify", beginning], catch_exceptions=False).exit_code == 1
+    assert list(index.iterdir()) == []  # nobody boots it any more
     Path(built["directory"], "vmlinux").write_bytes(b"?")
     verdict = run(void_guest, ["gc", "-o", "json"], catch_exceptions=False)
     assert json.loads(verdict.stdout)["removed"] == [built["digest"]]

@@ -125,6 +125,22 @@ def test_modules_load_after_what_they_need_and_builtin_ones_not_at_all(tmp_path:
     ][-2:]
 
 
+def test_what_a_module_asks_for_softly_is_loaded_before_it(tmp_path: Path) -> None:
+    install_kernel(tmp_path)
+    directory = tmp_path / "lib/modules/6.1.0-test"
+    with (directory / "modules.dep").open("a") as table:
+        table.write("kernel/crc32c_generic.ko:\nkernel/ring.ko:\n")
+    with (directory / "modules.softdep").open("a") as table:
+        table.write("softdep erofs pre: ring\nsoftdep ring pre: erofs post: overlay\n")
+    names = [module.name for module in plan_modules(ModuleTree.read(directory))]
+    assert names.index("crc32c_generic") < names.index("libcrc32c")
+    assert names.index("ring") < names.index("erofs")
+    assert "unwanted" not in names
+    for name in ("modules.softdep", "modules.alias"):
+        (directory / name).unlink()
+    assert "crc32c_intel" not in [m.name for m in plan_modules(ModuleTree.read(directory))]
+
+
 def test_a_kernel_that_lacks_what_guests_need_is_refused_by_name(tmp_path: Path) -> None:
     install_kernel(tmp_path)
     table = tmp_path / "lib/modules/6.1.0-test/modules.dep"

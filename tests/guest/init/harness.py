@@ -27,6 +27,8 @@ CGROUPS = Path("/sys/fs/cgroup/unified")
 DEADLINE = 20.0
 BUILD_LIMIT = 300
 _MS_BIND = 4096
+_KERNELS_LIMIT = ["prlimit", "--nofile=1024:4096"]
+"""Files that PID 1 of a VM may open."""
 
 
 def build(target: str, out: Path) -> None:
@@ -94,8 +96,8 @@ async def running_guest(binary: Path, root: Path, *options: str) -> AsyncIterato
     (root / "run").mkdir(exist_ok=True)
     with theirs:
         process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
-            [str(binary), "--test-fd", str(theirs.fileno()), "--root", str(root),
-             "--cgroup", str(cgroup), *options],
+            [*_KERNELS_LIMIT, str(binary), "--test-fd", str(theirs.fileno()),
+             "--root", str(root), "--cgroup", str(cgroup), *options],
             pass_fds=[theirs.fileno()], stderr=sys.stderr,
         )  # fmt: skip
     guest = Guest(process, ours, root, cgroup)

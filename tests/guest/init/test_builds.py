@@ -49,11 +49,12 @@ def test_everything_passes_under_the_sanitizers(build_folder: Path) -> None:
     if os.environ.get("VOID_INIT_TARGET") == "sanitize":
         pytest.skip("this is that run")
     here = Path(__file__).parent
-    files = ["test_processes.py", "test_stdio.py", "test_wire.py", "test_files.py"]
+    files = {"test_processes.py", "test_stdio.py", "test_wire.py", "test_files.py"}
+    files |= {path.name for path in here.glob("test_launch*.py")} - {"test_launch_like_runc.py"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
          "--deselect", str(here / "test_stdio.py") + "::test_output_is_fast",
-         *(str(here / file) for file in files)],
+         *(str(here / file) for file in sorted(files))],
         env=os.environ | {"VOID_INIT_TARGET": "sanitize", "VOID_INIT_BUILD": str(build_folder)},
         capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip

@@ -67,6 +67,32 @@ async def test_a_piece_at_the_wrong_place_is_refused(link: GuestLink) -> None:
         await link._call("WriteFile", request, pb.Empty, 5)
 
 
+@pytest.mark.parametrize("kind", [_KINDS.KIND_FILE, _KINDS.KIND_SYMLINK])
+async def test_a_write_that_failed_leaves_nothing_in_the_way(
+    guest: Guest, kind: pb.WriteFileRequest.Kind
+) -> None:
+    link = await guest.connect()
+    path = guest.root / "run/void/x"
+    path.mkdir()
+    entries = [TreeEntry(path="x", kind=kind, data=b"target")]
+    with pytest.raises(RpcError, match="directory"):
+        await link.write_tree("/run/void", entries)
+    assert list((guest.root / "run/void/.staging").iterdir()) == []
+    path.rmdir()
+    await link.write_file("/run/void/x", b"later")
+    assert path.read_bytes() == b"later"
+
+
+async def test_a_path_may_be_as_long_as_the_kernel_takes(guest: Guest) -> None:
+    link = await guest.connect()
+    path = "/run/void" + 15 * ("/" + "n" * 250) + "/" + "e" * 200
+    await link.write_file(path, b"deep")
+    assert await link.read_file(path) == b"deep"
+    with pytest.raises(RpcError) as caught:
+        await link.write_file(path + "/" + "x" * 200, b"")
+    assert caught.value.code == Code.INVALID_ARGUMENT
+
+
 async def test_a_volume_as_kubernetes_lays_it_out(guest: Guest) -> None:
     link = await guest.connect()
     root = "/run/void/files/c/1"
@@ -161,7 +187,3 @@ async def test_a_disk_that_does_not_come_is_not_found(link: GuestLink) -> None:
         await link.probe_disk("no-such-serial", timeout=0.05)
     assert caught.value.code == Code.NOT_FOUND
     await link.release_disk("no-such-serial")
-
-
-async def test_what_is_not_mounted_is_unmounted(link: GuestLink) -> None:
-    await link.unmount("/run/void/nowhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ async def by_runc(spec: dict[str, Any], rootfs: Path, bundle: Path) -> str:
     spec["root"]["path"] = str(rootfs)
     del spec["linux"]["cgroupsPath"]
     (bundle / "config.json").write_text(json.dumps(spec))
-    name = f"void-{bundle.parent.name}"
+    name = f"void-{os.urandom(4).hex()}"  # of its cgroups, too, which are the whole host's
     process = await asyncio.create_subprocess_exec(
         "runc", "--root", str(bundle / "state"), "run", "--bundle", str(bundle), name,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,

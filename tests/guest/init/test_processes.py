@@ -147,9 +147,7 @@ async def test_a_plan_that_fails_leaves_nothing(guest: Guest) -> None:
     step.mount.target = b"/"
     with pytest.raises(RpcError, match=r"nosuchfs|[Nn]o such device"):
         await link.create_container(plan)
-    async with asyncio.timeout(DEADLINE):
-        while (guest.cgroup / "c").exists():
-            await link.telemetry()
+    assert not (guest.cgroup / "c").exists()
     del plan.steps[:]
     await link.create_container(plan)
 
@@ -194,12 +192,31 @@ async def test_an_exited_process_does_not_take_signals(link: GuestLink) -> None:
 async def test_more_processes_than_the_table_holds_are_refused(link: GuestLink) -> None:
     await run_container(link, "c", "sleep", "1000")
     for number in range(255):
-        await link.add_process("c", f"e{number}", process_plan("true"))
+        await link.add_process("c", f"e{number}", process_plan("sleep", "1000"))
+    for number in range(254):
+        await link.start_process("c", f"e{number}")
     with pytest.raises(RpcError) as caught:
         await link.add_process("c", "one-more", process_plan("true"))
     assert caught.value.code == Code.RESOURCE_EXHAUSTED
-    await link.delete_process("c", "e7")
-    await link.add_process("c", "one-more", process_plan("true"))
+    await link.delete_process("c", "e254")
+    await link.add_process("c", "one-more", process_plan("sh", "-c", "ulimit -Sn; ulimit -Hn"))
+    await link.start_process("c", "one-more")
+    # What void-init needs for itself is no limit of theirs.
+    assert await read_all(link, "c", "one-more", pb.STREAM_STDOUT) == b"1024\n4096\n"
+
+
+async def test_many_cgroups_of_a_container_hold_up_nobody(guest: Guest) -> None:
+    link = await guest.connect()
+    await run_container(link, "c", "true")
+    await next_exits(link, 1)
+    for number in range(1000):
+        (guest.cgroup / "c" / f"own-{number}").mkdir()
+    delete = asyncio.create_task(link.delete_process("c", timeout=DEADLINE))
+    await link.telemetry()
+    await link.telemetry()
+    assert not delete.done()
+    await delete
+    assert not (guest.cgroup / "c").exists()
 
 
 async def test_freezing_stops_and_thawing_resumes(link: GuestLink) -> None:
@@ -266,6 +283,32 @@ async def test_statistics_are_the_kernels_own_files(link: GuestLink) -> None:
     await link.update_cgroup("c", [pb.CgroupWrite(file="no.such", value="1", optional=True)])
     with pytest.raises(RpcError, match=r"no\.such"):
         await link.update_cgroup("c", [pb.CgroupWrite(file="no.such", value="1")])
+
+
+async def test_names_that_are_no_text_are_told_all_the_same(link: GuestLink) -> None:
+    rename = (
+        "import socket, fcntl, struct, sys;"
+        "new = b'\\xff\\xed\\xbf\\x80\\xc3\\xa9\\xc3';"
+        "fcntl.ioctl(socket.socket(), 0x8923, struct.pack('16s16s', b'lo', new));"
+        "print('done', flush=True); input()"
+    )  # SIOCSIFNAME
+    plan = container_plan("c", "python3", "-c", rename)
+    plan.namespaces.add(kind=pb.Namespace.KIND_NETWORK)
+    await link.create_container(plan)
+    await link.start_process("c")
+    assert await link.read_stdio("c", "", pb.STREAM_STDOUT) == (b"done\n", False)
+    stats = await link.stats("c")
+    assert "????é?" in {interface.name for interface in stats.interfaces}
+
+
+@pytest.mark.parametrize("letter", ["é", "€", "😀"])
+async def test_a_sentence_cut_inside_a_character_is_told(link: GuestLink, letter: str) -> None:
+    await run_container(link, "c", "sleep", "1000")
+    for name in ("", "a", "ab", "abc"):
+        await link.add_process("c", "e", process_plan(f"/{name}{150 * letter}"))
+        with pytest.raises(RpcError, match=letter):
+            await link.start_process("c", "e")
+        await link.delete_process("c", "e")
 
 
 async def test_an_oom_kill_comes_before_the_exit_that_it_caused(guest: Guest) -> None:

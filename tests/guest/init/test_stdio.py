@@ -99,6 +99,41 @@ async def test_a_write_waits_until_the_pipe_has_taken_it(link: GuestLink) -> Non
         await asyncio.gather(late, later)
 
 
+async def test_processes_that_do_not_read_keep_no_input_from_others(link: GuestLink) -> None:
+    await run_container(link, "c", "sleep", "1000")
+    names = [f"e{number}" for number in range(66)]
+    for name in names:
+        await link.add_process("c", name, process_plan("sleep", "1000"))
+        await link.start_process("c", name)
+    piece = bytes(3 << 20)
+    stalled = [asyncio.create_task(link.write_stdio("c", name, piece)) for name in names]
+    await link.add_process("c", "slow", process_plan("sh", "-c", "read line; cat"))
+    await link.start_process("c", "slow")
+    late = asyncio.create_task(link.write_stdio("c", "slow", b"go on\n" + piece, end=True))
+    assert await read_all(link, "c", "slow", OUT) == piece
+    await late
+    assert not any(task.done() for task in stalled)
+    await link.signal_process("c", signal=9)
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*stalled)
+
+
+async def test_a_write_that_is_refused_took_nothing(link: GuestLink) -> None:
+    await run_container(link, "c", "cat")
+    await link.freeze("c", True)
+    piece = bytes(3 << 20)
+    waiting = [asyncio.create_task(link.write_stdio("c", "", piece)) for _ in range(4)]
+    await link.telemetry()
+    with pytest.raises(RpcError) as caught:
+        await link.write_stdio("c", "", b"last", end=True)
+    assert caught.value.code == Code.RESOURCE_EXHAUSTED
+    await link.freeze("c", False)
+    reading = asyncio.create_task(read_all(link, "c", "", OUT))
+    await asyncio.gather(*waiting)
+    await link.write_stdio("c", "", b"last", end=True)
+    assert await reading == 4 * piece + b"last"
+
+
 async def test_nobody_reading_standard_input_is_no_error(link: GuestLink) -> None:
     await run_container(link, "c", "sh", "-c", "exec <&-; echo closed; sleep 1000")
     assert (await link.read_stdio("c", "", OUT))[0] == b"closed\n"

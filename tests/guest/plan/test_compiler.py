@@ -227,6 +227,11 @@ def test_processes_that_cannot_be(process: dict[str, Any], field: str) -> None:
     assert str(caught.value).startswith(f"{field}: got ")
 
 
+def test_of_a_variable_that_is_given_twice_the_last_counts() -> None:
+    plan = compile_process({"args": ["a"], "env": ["PATH=/no", "A=1", "PATH=/bin", "A="]})
+    assert list(plan.env) == [b"PATH=/bin", b"A="]
+
+
 def test_cpu_lists() -> None:
     assert parse_cpus("0-3,8", "f") == bytes([0x0F, 0x01, 0, 0, 0, 0, 0, 0])
     assert parse_cpus("64", "f") == bytes(8) + bytes([1]) + bytes(7)

@@ -249,10 +249,23 @@ def test_unknown_fields_are_reported() -> None:
 
 
 def test_empty_fields_say_nothing() -> None:
-    spec = spec_with("hooks", {})
-    spec["linux"].update(intelRdt=None, uidMappings=[], netDevices={})
+    spec = spec_with("hooks", {"prestart": [], "poststop": None})
+    spec["linux"].update(intelRdt={"closID": ""}, uidMappings=[], netDevices={})
     spec["windows"] = None
     before = json.dumps(spec)
     assert compile_spec(spec) == compile_spec(spec_with())
     assert review(copy.deepcopy(spec)) == review(spec_with())
     assert json.dumps(spec) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("linux.netDevices", {"eth0": {}}),
+        ("linux.resources", {"rdma": {"mlx5_0": {}}}),
+        ("hooks", {"prestart": [{"path": "/bin/x"}]}),
+    ],
+)
+def test_a_field_that_says_little_says_something(field: str, value: object) -> None:
+    with pytest.raises(InputError):
+        compile_spec(spec_with(field, value))

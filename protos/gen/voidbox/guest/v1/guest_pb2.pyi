@@ -730,18 +730,6 @@ class RemoveFileRequest(_message.Message):
     recursive: bool
     def __init__(self, path: _Optional[bytes] = ..., recursive: _Optional[bool] = ...) -> None: ...
 
-class MountRequest(_message.Message):
-    __slots__ = ("mount",)
-    MOUNT_FIELD_NUMBER: _ClassVar[int]
-    mount: MountStep
-    def __init__(self, mount: _Optional[_Union[MountStep, _Mapping]] = ...) -> None: ...
-
-class UnmountRequest(_message.Message):
-    __slots__ = ("path",)
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    path: bytes
-    def __init__(self, path: _Optional[bytes] = ...) -> None: ...
-
 class DiskRequest(_message.Message):
     __slots__ = ("serial", "wait_ms")
     SERIAL_FIELD_NUMBER: _ClassVar[int]
