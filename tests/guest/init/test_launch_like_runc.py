@@ -45,7 +45,9 @@ async def by_runc(spec: dict[str, Any], rootfs: Path, bundle: Path) -> str:
     (bundle / "config.json").write_text(json.dumps(spec))
     name = f"void-{os.urandom(4).hex()}"  # of its cgroups, too, which are the whole host's
     process = await asyncio.create_subprocess_exec(
-        "runc", "--root", str(bundle / "state"), "run", "--bundle", str(bundle), name,
+        # What runc itself has to say, of a cgroup that is busy for a moment, is no output.
+        "runc", "--root", str(bundle / "state"), "--log", str(bundle / "log"),
+        "run", "--bundle", str(bundle), name,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
