@@ -111,8 +111,8 @@ class Launcher:
             try:
                 socket.send_fds(orders, [payload], list(fds.values()))
             except OSError as error:
-                self._reap()
-                raise LaunchFailed(f"the launched child is gone: {error.strerror}") from error
+                why = self._reap() or f"the launched child is gone: {error.strerror}"
+                raise LaunchFailed(why) from error
         from shims.microvm.process import Process
 
         return Process(self.pid, self._failures)
@@ -124,10 +124,16 @@ class Launcher:
             orders.close()
             self._reap()
 
-    def _reap(self) -> None:
-        os.close(self._failures)
+    def _reap(self) -> str:
+        """End the child; return at what it had failed by itself, if it had."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+        try:
+            return os.read(self._failures, 4096).decode(errors="replace")
+        except BlockingIOError:
+            return ""  # somebody forked while the pipe was open, and holds it
+        finally:
+            os.close(self._failures)
 
 
 def fork_launcher(name: str, cgroups_path: str | None = None) -> Launcher:

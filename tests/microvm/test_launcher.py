@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shims.core.errors import TargetError
+from shims.microvm.cgroup import Cgroup, find_hierarchies
 from shims.microvm.launcher import Launcher, LaunchFailed, Order, fork_task
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,17 @@ async def test_a_launcher_that_died_is_noticed() -> None:
     os.close(pidfd)
     with pytest.raises(LaunchFailed, match="gone"):
         launcher.execute(Order(("true",)), {})
+
+
+async def test_a_launcher_that_failed_says_at_what() -> None:
+    launcher = Launcher.fork(Cgroup("/void-test/never-made", find_hierarchies()))
+    pidfd = os.pidfd_open(launcher.pid)
+    select.select([pidfd], [], [], TIMEOUT)
+    os.close(pidfd)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(LaunchFailed, match="cannot join the cgroup: .*No such file"):
+        launcher.execute(Order(("true",)), {})
+    assert len(before - set(os.listdir("/proc/self/fd"))) == 2  # orders and failures
 
 
 @pytest.mark.parametrize("ordered", [False, True])
