@@ -9,6 +9,7 @@ kernel. Asked for by name, KVM is used or the start fails.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,9 +28,12 @@ __all__ = [
     "Verdict",
     "choose",
     "explain",
+    "memory_path",
     "read_host_facts",
     "remember_failure",
 ]
+
+log = logging.getLogger("shims.microvm")
 
 KVM_DEVICE = "/dev/kvm"
 KVM_WATCH_SECONDS = 8.0
@@ -100,16 +104,28 @@ def read_host_facts(
 
 
 def remember_failure(state_dir: Path, reason: str) -> None:
-    """Keep ``auto`` from trying KVM again on this host until it boots or changes its kernel."""
-    path = state_dir / "accelerator.json"
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({**_host_key(), "reason": reason}))
-    os.replace(partial, path)
+    """Keep ``auto`` from trying KVM again on this host until it boots or changes its kernel.
+
+    What cannot be written is not remembered, and logged: KVM is tried again then.
+    """
+    path = memory_path(state_dir)
+    partial = path.with_suffix(".partial")
+    try:
+        # One name for all: what a killed writer left is used again, and a torn file is none.
+        partial.write_text(json.dumps({**_host_key(), "reason": reason}))
+        os.replace(partial, path)
+    except OSError as error:
+        log.warning("cannot remember that KVM failed: %s", error)
+
+
+def memory_path(state_dir: Path) -> Path:
+    """Return the file in which a failure of KVM is remembered; without it, KVM is tried again."""
+    return state_dir / "accelerator.json"
 
 
 def _remembered_failure(state_dir: Path) -> str:
     try:
-        known = json.loads((state_dir / "accelerator.json").read_text())
+        known = json.loads(memory_path(state_dir).read_text())
         if all(known[key] == value for key, value in _host_key().items()):
             return str(known["reason"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -180,7 +180,7 @@ class Monitor:
                 self.greeted.set_result(message["QMP"])
         elif self._waiting:
             name, answer = self._waiting[0]
-            refusal = None
+            refusal, result = None, message.get("return")
             if "error" in message:
                 error = message["error"]
                 refusal = QmpError(name, error["desc"], error["class"])
@@ -190,7 +190,7 @@ class Monitor:
             if refusal:
                 answer.set_exception(refusal)
             else:
-                answer.set_result(message.get("return"))
+                answer.set_result(result)
 
 
 def _rights(fd: int) -> tuple[int, int, array.array[int]]:

@@ -15,13 +15,14 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from shims.core.errors import ShimError, TargetError, Unreachable
+from shims.core.errors import ShimError, Unreachable
 from shims.microvm.keeper import SEALS
 from shims.microvm.plan import Boot, Hardware, Memory, render
-from shims.microvm.shelf import Shelf, connect_shelf
+from shims.microvm.shelf import KeeperGone, Shelf, connect_shelf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,28 +79,37 @@ Builder = Callable[[], Awaitable[Template]]
 async def acquire_template(key: str, run_dir: Path, build: Builder, *, timeout: float) -> Template:
     """Return the template for ``key``: from the keeper, or built by ``build`` and then kept.
 
-    Of all that ask at once, one builds and the others wait, at most ``timeout`` seconds. A damaged
+    Of all that ask at once, one builds and the others wait, at most ``timeout`` seconds; who has
+    waited that long builds for himself, so the caller should leave time for that. A damaged
     template is dropped and built again. Without a keeper everybody builds for himself.
     """
-    try:
-        shelf = await connect_shelf(run_dir)
-    except (ShimError, OSError) as error:
-        log.warning("no keeper, so this template serves one VM only: %s", error)
-        return await build()
-    async with shelf:
+    async with AsyncExitStack() as promise:
         try:
-            found = await _fetch(shelf, key, timeout)
-        except Unreachable as error:
+            found = await _ask(key, run_dir, promise, timeout)
+        except (ShimError, OSError) as error:
             log.warning("no keeper, so this template serves one VM only: %s", error)
             return await build()
         if found is not None:
             return found
         template = await build()
         try:
-            await _store(shelf, template)
-        except TargetError as error:
+            # Over a connection of its own: the keeper of the promise may be gone by now.
+            async with await connect_shelf(run_dir) as shelf:
+                await _store(shelf, template)
+        except (ShimError, OSError) as error:
             log.warning("the keeper did not take the template, which serves one VM: %s", error)
         return template
+
+
+async def _ask(key: str, run_dir: Path, promise: AsyncExitStack, timeout: float) -> Template | None:
+    """Return a template, or None when it is on us to build it, as promised on a connection."""
+    shelf = await promise.enter_async_context(await connect_shelf(run_dir))
+    try:
+        return await _fetch(shelf, key, timeout)
+    except KeeperGone:
+        # It died under us; a new one has to learn that somebody builds.
+        shelf = await promise.enter_async_context(await connect_shelf(run_dir))
+        return await _fetch(shelf, key, timeout)
 
 
 async def list_templates(run_dir: Path) -> list[dict[str, Any]]:
@@ -170,8 +180,15 @@ def template_key(
 
 async def _fetch(shelf: Shelf, key: str, timeout: float) -> Template | None:
     """Return a sound template, or None when it is on us to build it."""
+    deadline = time.monotonic() + timeout
     while True:
-        answer, fds = await shelf.ask({"op": "get", "key": key, "build": True}, timeout=timeout)
+        answer, fds = await shelf.ask({"op": "get", "key": key, "build": True})
+        while answer.get("wait"):
+            try:
+                answer, fds = await shelf.receive(deadline - time.monotonic())
+            except TimeoutError:
+                log.warning("somebody has been building template %s for too long", key)
+                return None
         if not answer["found"]:
             return None
         facts = answer["facts"]

@@ -112,12 +112,12 @@ async def test_a_launcher_that_died_is_noticed() -> None:
 
 
 async def test_a_launcher_that_failed_says_at_what() -> None:
-    launcher = Launcher.fork(Cgroup("/void-test/never-made", find_hierarchies()))
+    launcher = Launcher.fork(Cgroup("/void-test/never-made", tuple(find_hierarchies())))
     pidfd = os.pidfd_open(launcher.pid)
     select.select([pidfd], [], [], TIMEOUT)
     os.close(pidfd)
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(LaunchFailed, match="cannot join the cgroup: .*No such file"):
+    with pytest.raises(LaunchFailed, match=r"cannot join the cgroup: .*No such file"):
         launcher.execute(Order(("true",)), {})
     assert len(before - set(os.listdir("/proc/self/fd"))) == 2  # orders and failures
 
