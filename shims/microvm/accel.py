@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KVM_WATCH_SECONDS",
+    "ROOT_ONLY",
     "HostFacts",
     "Verdict",
     "choose",
+    "device_groups",
     "explain",
     "memory_path",
     "read_host_facts",
@@ -38,6 +40,8 @@ log = logging.getLogger("shims.microvm")
 KVM_DEVICE = "/dev/kvm"
 KVM_WATCH_SECONDS = 8.0
 """How long ``auto`` gives KVM to reach the guest's hello: ten times what a slow host needs."""
+ROOT_ONLY = "root alone may open it, and QEMU runs as another user"
+_FOR_ALL, _FOR_GROUP = 0o006, 0o060
 _CPUINFO_BYTES = 16 * 1024
 _HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 
@@ -137,9 +141,24 @@ def _host_key() -> dict[str, str]:
     return {"boot_id": boot_id(), "kernel": os.uname().release}
 
 
+def device_groups(device: str = KVM_DEVICE) -> tuple[int, ...] | None:
+    """Return the groups with which an unprivileged user may open ``device``; None when none can.
+
+    Never group 0, with which it could do more than that. Raises ``OSError`` without the device.
+    """
+    found = os.stat(device)
+    if found.st_mode & _FOR_ALL == _FOR_ALL:
+        return ()
+    if found.st_gid != 0 and found.st_mode & _FOR_GROUP == _FOR_GROUP:
+        return (found.st_gid,)
+    return None
+
+
 def _device_trouble(device: str) -> str:
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+        if os.geteuid() == 0 and device_groups(device) is None:
+            return f"{device}: {ROOT_ONLY}"
     except OSError as error:
         return f"{device}: {error.strerror}"
     return ""

@@ -8,6 +8,7 @@ template's key, so it is measured once per boot of the host and kept.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["boot_id", "host_tsc_khz", "measure_tsc_khz"]
 
 _MEASURE_NS = 100_000_000
+_LOCK_TIMEOUT, _LOCK_INTERVAL = 2.0, 0.01
 # rdtsc; shl rdx, 32; or rax, rdx; ret
 _RDTSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 
@@ -33,32 +35,47 @@ def boot_id() -> str:
 
 
 def host_tsc_khz(state_dir: Path) -> int:
-    """Return the TSC frequency in kHz, measured at the first call after the host's boot (0.1 s)."""
+    """Return the TSC frequency in kHz, measured at the first call after the host's boot (0.1 s).
+
+    Of several that come first at once, one measures: two values would mean two templates.
+    """
     path = state_dir / "tsc.json"
     boot = boot_id()
+    if khz := _read(path, boot):
+        return khz
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(fd)
+        if khz := _read(path, boot):
+            return khz
+        khz = measure_tsc_khz()
+        # In place, for the lock is the file's; who reads half of it comes here and waits.
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"boot_id": boot, "khz": khz}).encode(), 0)
+        return khz
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path, boot: str) -> int:
+    """Return what was measured during this boot of the host; 0 for nothing, or for a torn file."""
     try:
         known = json.loads(path.read_text())
-        if known["boot_id"] == boot:
-            return int(known["khz"])
+        return int(known["khz"]) if known["boot_id"] == boot else 0
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # never measured, or a torn file: measure
-    khz = measure_tsc_khz()
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"boot_id": boot, "khz": khz}))
-    try:
-        # Of two that measure at once the first wins, or their templates would differ.
-        os.link(partial, path)
-    except FileExistsError:
+        return 0
+
+
+def _take(fd: int) -> None:
+    """Take the lock, whose holder needs a tenth of a second; one that hangs is not waited for."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while time.monotonic() < deadline:
         try:
-            known = json.loads(path.read_text())
-            if known["boot_id"] == boot:
-                return int(known["khz"])
-        except (ValueError, KeyError, TypeError):
-            pass
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return khz
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_INTERVAL)
+        else:
+            return
 
 
 def measure_tsc_khz() -> int:

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 10.0
 
 
-async def run(order: Order, own_network: bool = True) -> tuple[int, str]:
+async def run(order: Order, isolate: bool = True) -> tuple[int, str]:
     """Run a program whose output is descriptor 1; return its exit code and the output."""
     read, write = os.pipe()
-    process = Launcher.fork(own_network=own_network).execute(order, {1: write})
+    process = Launcher.fork(isolate=isolate).execute(order, {1: write})
     os.close(write)
     code = await asyncio.wait_for(process.exited, TIMEOUT)
     output = os.read(read, 65536).decode()
@@ -72,6 +72,14 @@ async def test_the_network_namespace_is_empty() -> None:
     code, output = await run(Order(("cat", "/proc/net/dev")))
     assert code == 0
     assert [line.split(":")[0].strip() for line in output.splitlines()[2:]] == ["lo"]
+
+
+@pytest.mark.root
+async def test_the_hosts_shared_memory_is_out_of_reach() -> None:
+    code, output = await run(Order(("readlink", "/proc/self/ns/ipc")))
+    assert code == 0
+    assert output.startswith("ipc:[")
+    assert output.strip() != os.readlink("/proc/self/ns/ipc")
 
 
 async def test_a_program_that_is_not_there_is_named() -> None:
