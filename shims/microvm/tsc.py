@@ -8,8 +8,6 @@ template's key, so it is measured once per boot of the host and kept.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import time
 from typing import TYPE_CHECKING
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["boot_id", "host_tsc_khz", "measure_tsc_khz"]
 
 _MEASURE_NS = 100_000_000
-_LOCK_TIMEOUT, _LOCK_INTERVAL = 2.0, 0.01
 # rdtsc; shl rdx, 32; or rax, rdx; ret
 _RDTSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 
@@ -37,45 +34,30 @@ def boot_id() -> str:
 def host_tsc_khz(state_dir: Path) -> int:
     """Return the TSC frequency in kHz, measured at the first call after the host's boot (0.1 s).
 
-    Of several that come first at once, one measures: two values would mean two templates.
+    Of several that measure at once, the first one's value is everybody's: two would mean two
+    templates. So it is kept as a symbolic link to a number: it appears whole, or not at all, under
+    a name that no earlier boot has used, and somebody who is killed leaves nothing half-done.
     """
-    path = state_dir / "tsc.json"
-    boot = boot_id()
-    if khz := _read(path, boot):
+    path = state_dir / f"tsc-{boot_id()}"
+    if khz := _read(path):
         return khz
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    khz = measure_tsc_khz()
     try:
-        _take(fd)
-        if khz := _read(path, boot):
-            return khz
-        khz = measure_tsc_khz()
-        # In place, for the lock is the file's; who reads half of it comes here and waits.
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"boot_id": boot, "khz": khz}).encode(), 0)
-        return khz
-    finally:
-        os.close(fd)
+        path.symlink_to(str(khz))
+    except FileExistsError:
+        return _read(path) or khz
+    for old in state_dir.glob("tsc*"):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return khz
 
 
-def _read(path: Path, boot: str) -> int:
-    """Return what was measured during this boot of the host; 0 for nothing, or for a torn file."""
+def _read(path: Path) -> int:
+    """Return what was measured during this boot of the host; 0 for nothing."""
     try:
-        known = json.loads(path.read_text())
-        return int(known["khz"]) if known["boot_id"] == boot else 0
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return int(os.readlink(path))
+    except (OSError, ValueError):
         return 0
-
-
-def _take(fd: int) -> None:
-    """Take the lock, whose holder needs a tenth of a second; one that hangs is not waited for."""
-    deadline = time.monotonic() + _LOCK_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_INTERVAL)
-        else:
-            return
 
 
 def measure_tsc_khz() -> int:
