@@ -13,7 +13,7 @@ import pytest
 
 from shims.core.errors import Conflict, InputError, NotSupported, TargetError
 from shims.microvm.launcher import fork_task
-from shims.microvm.links import NetworkLink, _is_made
+from shims.microvm.links import NetworkLink, _is_made, left_out
 from shims.microvm.machine import start_machine
 from shims.microvm.netns import TAP_NAME, is_host_network, release_network
 from shims.microvm.network import Network, join_network
@@ -138,6 +138,14 @@ async def test_what_a_vm_cannot_carry_is_logged_once(
     await join(pair)
     (message,) = caplog.messages
     assert "policy rule 77 (table 100), policy rule 78 (table 101)" in message
+
+
+def test_a_kernel_without_policy_routing_has_no_rules() -> None:
+    class Refusing:
+        def dump(self, kind: int, _: bytes) -> list[bytes]:
+            raise OSError(95, "Operation not supported")
+
+    assert left_out(Refusing()) == []  # type: ignore[arg-type]
 
 
 async def test_an_mtu_that_no_tap_has_is_lowered(caplog: pytest.LogCaptureFixture) -> None:
