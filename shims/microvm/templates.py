@@ -8,6 +8,7 @@ or host clock.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import json
@@ -17,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shims.core.errors import ShimError, Unreachable
 from shims.microvm.keeper import SEALS
@@ -38,6 +39,10 @@ __all__ = [
 
 log = logging.getLogger("shims.microvm")
 
+T = TypeVar("T")
+
+_KEEPERS = 4
+_DYING_SECONDS = 0.02
 _FORMAT = 1
 """Rises with every change of what is in a template or of how a clone uses it."""
 _FIRMWARE = ("bios-microvm.bin", "bios-256k.bin")
@@ -85,7 +90,7 @@ async def acquire_template(key: str, run_dir: Path, build: Builder, *, timeout: 
     """
     async with AsyncExitStack() as promise:
         try:
-            found = await _ask(key, run_dir, promise, timeout)
+            found = await _with_keeper(run_dir, promise, lambda shelf: _fetch(shelf, key, timeout))
         except (ShimError, OSError) as error:
             log.warning("no keeper, so this template serves one VM only: %s", error)
             return await build()
@@ -93,23 +98,26 @@ async def acquire_template(key: str, run_dir: Path, build: Builder, *, timeout: 
             return found
         template = await build()
         try:
-            # Over a connection of its own: the keeper of the promise may be gone by now.
-            async with await connect_shelf(run_dir) as shelf:
-                await _store(shelf, template)
+            async with AsyncExitStack() as kept:
+                # Over a connection of its own: the keeper of the promise may be gone by now.
+                await _with_keeper(run_dir, kept, lambda shelf: _store(shelf, template))
         except (ShimError, OSError) as error:
             log.warning("the keeper did not take the template, which serves one VM: %s", error)
         return template
 
 
-async def _ask(key: str, run_dir: Path, promise: AsyncExitStack, timeout: float) -> Template | None:
-    """Return a template, or None when it is on us to build it, as promised on a connection."""
-    shelf = await promise.enter_async_context(await connect_shelf(run_dir))
-    try:
-        return await _fetch(shelf, key, timeout)
-    except KeeperGone:
-        # It died under us; a new one has to learn that somebody builds.
-        shelf = await promise.enter_async_context(await connect_shelf(run_dir))
-        return await _fetch(shelf, key, timeout)
+async def _with_keeper(
+    run_dir: Path, stack: AsyncExitStack, work: Callable[[Shelf], Awaitable[T]]
+) -> T:
+    """Do ``work`` on a connection that ``stack`` holds; again with the next keeper if one dies."""
+    for _ in range(_KEEPERS - 1):
+        shelf = await stack.enter_async_context(await connect_shelf(run_dir))
+        try:
+            return await work(shelf)
+        except KeeperGone:
+            # A killed keeper's queue takes connections for a moment longer than it lives.
+            await asyncio.sleep(_DYING_SECONDS)
+    return await work(await stack.enter_async_context(await connect_shelf(run_dir)))
 
 
 async def list_templates(run_dir: Path) -> list[dict[str, Any]]:

@@ -225,6 +225,14 @@ async def test_only_one_vm_has_a_network(pair: Pair) -> None:
         assert TAP_NAME in ingress(pair, "eth0")
 
 
+async def test_a_link_with_the_taps_name_is_named(pair: Pair) -> None:
+    pair.in_pod("link", "set", "eth0", "down")
+    pair.in_pod("link", "set", "eth0", "name", TAP_NAME)
+    pair.in_pod("link", "set", TAP_NAME, "up")
+    with pytest.raises(TargetError, match=f"no tap is called {TAP_NAME}"):
+        await join(pair)
+
+
 async def test_what_a_killed_shim_left_is_removed(pair: Pair) -> None:
     for clean_up in (True, False):
         await leave_a_redirect(pair)

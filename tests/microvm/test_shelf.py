@@ -195,8 +195,8 @@ async def test_a_killed_keeper_is_replaced(run_dir: Path) -> None:
 async def test_a_keeper_that_hangs_is_not_waited_for(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shims.microvm.shelf._ANSWER_TIMEOUT", 0.05)
     pid = await keeper_pid_of_a_new_one(run_dir)
+    monkeypatch.setattr("shims.microvm.shelf._ANSWER_TIMEOUT", 0.05)
     os.kill(pid, signal.SIGSTOP)
     try:
         async with await connect_shelf(run_dir) as shelf:
