@@ -142,7 +142,7 @@ def test_the_child_dies_with_its_parent(ordered: bool) -> None:
         "        ids = (61234, 61234) if os.geteuid() == 0 else None\n"
         "        order = Order(('sh', '-c', 'echo up; exec sleep 1000'), ids)\n"
         "        launcher.execute(order, {1: 1})\n"
-        "    print(launcher.pid, flush=True)\n"
+        "    os.write(1, b'%d\\n' % launcher.pid)\n"  # in one piece: the child writes there, too
         "    sys.stdin.read()\n"
         "asyncio.run(main())\n"
     )
