@@ -9,6 +9,7 @@ kernel. Asked for by name, KVM is used or the start fails.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,17 +24,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KVM_WATCH_SECONDS",
+    "ROOT_ONLY",
     "HostFacts",
     "Verdict",
     "choose",
+    "device_groups",
     "explain",
+    "memory_path",
     "read_host_facts",
     "remember_failure",
 ]
 
+log = logging.getLogger("shims.microvm")
+
 KVM_DEVICE = "/dev/kvm"
 KVM_WATCH_SECONDS = 8.0
 """How long ``auto`` gives KVM to reach the guest's hello: ten times what a slow host needs."""
+ROOT_ONLY = "root alone may open it, and QEMU runs as another user"
+_FOR_ALL, _FOR_GROUP = 0o006, 0o060
 _CPUINFO_BYTES = 16 * 1024
 _HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 
@@ -100,16 +108,28 @@ def read_host_facts(
 
 
 def remember_failure(state_dir: Path, reason: str) -> None:
-    """Keep ``auto`` from trying KVM again on this host until it boots or changes its kernel."""
-    path = state_dir / "accelerator.json"
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({**_host_key(), "reason": reason}))
-    os.replace(partial, path)
+    """Keep ``auto`` from trying KVM again on this host until it boots or changes its kernel.
+
+    What cannot be written is not remembered, and logged: KVM is tried again then.
+    """
+    path = memory_path(state_dir)
+    partial = path.with_suffix(".partial")
+    try:
+        # One name for all: what a killed writer left is used again, and a torn file is none.
+        partial.write_text(json.dumps({**_host_key(), "reason": reason}))
+        os.replace(partial, path)
+    except OSError as error:
+        log.warning("cannot remember that KVM failed: %s", error)
+
+
+def memory_path(state_dir: Path) -> Path:
+    """Return the file in which a failure of KVM is remembered; without it, KVM is tried again."""
+    return state_dir / "accelerator.json"
 
 
 def _remembered_failure(state_dir: Path) -> str:
     try:
-        known = json.loads((state_dir / "accelerator.json").read_text())
+        known = json.loads(memory_path(state_dir).read_text())
         if all(known[key] == value for key, value in _host_key().items()):
             return str(known["reason"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -121,9 +141,24 @@ def _host_key() -> dict[str, str]:
     return {"boot_id": boot_id(), "kernel": os.uname().release}
 
 
+def device_groups(device: str = KVM_DEVICE) -> tuple[int, ...] | None:
+    """Return the groups with which an unprivileged user may open ``device``; None when none can.
+
+    Never group 0, with which it could do more than that. Raises ``OSError`` without the device.
+    """
+    found = os.stat(device)
+    if found.st_mode & _FOR_ALL == _FOR_ALL:
+        return ()
+    if found.st_gid != 0 and found.st_mode & _FOR_GROUP == _FOR_GROUP:
+        return (found.st_gid,)
+    return None
+
+
 def _device_trouble(device: str) -> str:
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+        if os.geteuid() == 0 and device_groups(device) is None:
+            return f"{device}: {ROOT_ONLY}"
     except OSError as error:
         return f"{device}: {error.strerror}"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from shims.core.paths import ensure_private_dir
 from shims.guest.hello import wait_ready
 from shims.microvm import accel
 from shims.microvm.cgroup import builder_name, machine_cgroup
+from shims.microvm.keeper import SEALS
 from shims.microvm.launcher import Launcher
 from shims.microvm.memory import create_memory
 from shims.microvm.net import open_tap
@@ -113,7 +115,11 @@ def open_image(config: MachineConfig, stack: ExitStack) -> dict[Fd, int]:
                 f"cannot open the guest image: {path}: {error.strerror}", hint="void-guest build"
             ) from error
         stack.callback(os.close, fd)
-        if config.user is not None and not os.fstat(fd).st_mode & stat.S_IROTH:
+        if (
+            config.user is not None
+            and os.geteuid() == 0
+            and not os.fstat(fd).st_mode & stat.S_IROTH
+        ):
             fd = _readable_copy(fd)
             stack.callback(os.close, fd)
         fds[number] = fd
@@ -177,9 +183,9 @@ def _groups(accelerator: str) -> tuple[int, ...]:
     if accelerator != "kvm":
         return ()
     try:
-        return (os.stat(accel.KVM_DEVICE).st_gid,)
-    except FileNotFoundError:
-        return ()
+        return accel.device_groups() or ()
+    except OSError:
+        return ()  # QEMU will say so
 
 
 def _remove_directory(directory: Path) -> None:
@@ -199,4 +205,5 @@ def _readable_copy(fd: int) -> int:
     sent = 0
     while sent < size:
         sent += os.sendfile(copy, fd, sent, size - sent)
+    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
     return copy

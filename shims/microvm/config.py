@@ -92,8 +92,8 @@ class MachineConfig:
     memory_limit: int | None = None
     """Bytes that QEMU's own cgroup may use; None leaves it to the groups above. Below
     ``whole_size`` a sound VM may be killed for it: a guest does not give back what it freed."""
-    user: QemuUser | None = None
-    """None runs QEMU as the caller."""
+    user: QemuUser | None = field(default_factory=QemuUser)
+    """None runs QEMU as the caller, and so does every caller but root."""
     oom_score_adj: int | None = None
     """How readily the host's kernel ends this VM when memory is short; None keeps the caller's."""
     shares: bool = False

@@ -14,7 +14,12 @@ __all__ = ["Console"]
 
 _KEPT_BYTES = 64 * 1024
 _READ_SIZE = 16 * 1024
-_UNPRINTABLE = r"\x1b\[[0-9;?]*[A-Za-z]|[^\t\x20-\x7e\x80-\U0010ffff]"
+_LONGEST_LINE = 500
+_UNPRINTABLE = (
+    r"(?:\x1b\[|\x9b)[0-9;?]*[A-Za-z]"  # what moves a terminal's cursor or paints
+    r"|[^\t\x20-\x7e\xa0-\U0010ffff]"  # control characters of both sets
+    r"|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # what turns text around, or ends a line
+)
 
 
 class Console:
@@ -38,10 +43,13 @@ class Console:
                 pass
 
     def tail(self, lines: int = 30) -> list[str]:
-        """Return the last lines, without control characters and without empty lines."""
+        """Return the last lines, without control characters and without empty lines.
+
+        None is longer than 500 characters: one of them becomes the detail of an error.
+        """
         text = self._kept.decode(errors="replace")
         cleaned = (re.sub(_UNPRINTABLE, "", line).rstrip() for line in text.split("\n"))
-        return [line for line in cleaned if line][-lines:]
+        return [line[:_LONGEST_LINE] for line in cleaned if line][-lines:]
 
     def close(self) -> None:
         """Let go of the descriptors; the record stays readable. May be repeated."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from shims.core import paths
-from shims.core.errors import NotFound, ShimError
-from shims.microvm import accel
+from shims.core.errors import NotFound, NotSupported, ShimError
+from shims.microvm import accel, redirect
 from shims.microvm.boot import find_program
 from shims.microvm.cgroup import find_hierarchies
 from shims.microvm.config import QemuUser
+from shims.microvm.launcher import fork_task, process_control
+from shims.microvm.netlink import Netlink
 from shims.microvm.templates import list_templates
+from shims.microvm.virtiofs import find_virtiofsd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +28,10 @@ __all__ = ["Check", "collect"]
 
 _PROGRAM_TIMEOUT = 10.0
 _OLDEST_QEMU = (7, 2)
-_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+_LITTLE_SPACE = 2 << 30
+_CLONE_NEWNET = 0x40000000
+_LOOPBACK = 1
+"""Index of the loopback link in every network namespace."""
 _SHIM = "containerd-shim-voidbox-v2"
 
 
@@ -51,6 +59,8 @@ async def collect(
         _accelerator(state_dir),
         *await _qemu(qemu),
         _virtiofsd(),
+        _seccomp(),
+        _overlay(),
         _tool("mkfs.erofs", "erofs-utils", "image layers become erofs images"),
         _tool("mke2fs", "e2fsprogs", "writable layers are ext4 disks"),
         _tool("setsid", "util-linux", "the keeper of templates is started by it"),
@@ -59,7 +69,9 @@ async def collect(
         _cgroups(),
         _vsock(),
         _tap(),
+        await _redirect(),
         _user(),
+        _space(state_dir),
         *(_directory(name, path) for name, path in (("state", state_dir), ("runtime", run_dir))),
         *_containerd_sees_the_shim(),
     ]
@@ -72,9 +84,25 @@ def _accelerator(state_dir: Path) -> Check:
             "accelerator",
             "warn",
             f"TCG (software), some ten times slower than KVM: {why_not}",
-            "use a host with nested virtualization, or bare metal, for KVM",
+            _accelerator_fix(state_dir, facts),
         )
     return Check("accelerator", "ok", "KVM: the CPU offers virtualization and /dev/kvm opens")
+
+
+def _accelerator_fix(state_dir: Path, facts: accel.HostFacts) -> str:
+    if not facts.hardware:
+        return "use a host with nested virtualization, or bare metal, for KVM"
+    if not facts.device:
+        file = accel.memory_path(state_dir)
+        return f"mend it and `rm {file}`: the next start tries KVM again"
+    for trouble, fix in (
+        (accel.ROOT_ONLY, "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"),
+        (os.strerror(errno.EACCES), "join the group of /dev/kvm (usermod -aG kvm USER)"),
+        (os.strerror(errno.ENOENT), "modprobe kvm_intel, or kvm_amd; some BIOSes switch it off"),
+    ):
+        if facts.device.endswith(trouble):
+            return fix
+    return "see what the kernel says of kvm: `dmesg | grep -i kvm`"
 
 
 async def _qemu(name: str) -> list[Check]:
@@ -103,15 +131,37 @@ def _version_numbers(text: str) -> tuple[int, ...]:
 
 
 def _virtiofsd() -> Check:
-    found = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), "")
-    if found:
-        return Check("virtiofsd", "ok", found)
-    return Check(
-        "virtiofsd",
-        "warn",
-        "not installed: plain directories and writable mounts cannot be shared with a VM",
-        "apt-get install qemu-system-common (Debian 12) or virtiofsd",
-    )
+    try:
+        return Check("virtiofsd", "ok", find_virtiofsd().path)
+    except NotSupported as error:
+        words = f"{error.message}; plain directories and writable mounts need them"
+        return Check("virtiofsd", "warn", words, error.hint)
+
+
+def _seccomp() -> Check:
+    try:
+        import pyseccomp  # noqa: F401  it looks for the library when it is imported
+    except (ImportError, RuntimeError):
+        words = "not installed; containers with a seccomp profile, which is most, are refused"
+        return Check("libseccomp", "warn", words, "apt-get install libseccomp2")
+    return Check("libseccomp", "ok", "seccomp profiles can be compiled")
+
+
+def _overlay(filesystems: str = "/proc/filesystems", modules: str = "") -> Check:
+    """Layers become an image by way of an overlay mount; the kernel loads its module by itself."""
+    modules = modules or f"/lib/modules/{os.uname().release}/modules.dep"
+    if "overlay" in _words(filesystems) or "/overlay.ko" in " ".join(_words(modules)):
+        return Check("overlay", "ok", "the kernel can merge the layers of an image")
+    words = "the kernel has no overlay file system; images of several layers cannot be read"
+    return Check("overlay", "warn", words, "install all modules of the kernel, or load `overlay`")
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except OSError:
+        return []
 
 
 def _tool(name: str, package: str, purpose: str) -> Check:
@@ -170,6 +220,31 @@ def _tap() -> Check:
     return Check("tap devices", "ok", "a VM can carry the network of a pod")
 
 
+async def _redirect() -> Check:
+    """Redirect a loopback link to itself, in a network namespace that ends with the attempt."""
+    if os.geteuid() != 0:
+        return Check("traffic control", "warn", "not root: VMs cannot take a pod's network")
+
+    def attempt() -> None:
+        process_control()("unshare", _CLONE_NEWNET)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+            redirect.add_redirect(Netlink(sock), _LOOPBACK, _LOOPBACK, "lo")
+
+    process = fork_task(attempt, None)
+    try:
+        async with asyncio.timeout(_PROGRAM_TIMEOUT):
+            code = await asyncio.shield(process.exited)
+    except TimeoutError:
+        code = -1
+    finally:
+        process.kill()
+    if code != 0:
+        words = f"packets cannot be redirected to a VM: {process.failure or 'no answer'}"
+        fix = "modprobe -a sch_ingress cls_u32 act_mirred, which may be a package of their own"
+        return Check("traffic control", "warn", words, fix)
+    return Check("traffic control", "ok", "packets can be redirected to a VM")
+
+
 def _user() -> Check:
     if os.geteuid() != 0:
         return Check("user", "ok", f"QEMU runs as user {os.geteuid()}, like this command")
@@ -187,6 +262,16 @@ def _passwd_between(first: int, last: int) -> list[str]:
     import pwd
 
     return [entry.pw_name for entry in pwd.getpwall() if first <= entry.pw_uid <= last]
+
+
+def _space(state_dir: Path) -> Check:
+    place = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    found = os.statvfs(place)
+    free = found.f_bavail * found.f_frsize
+    words = f"{free / (1 << 30):.1f} GiB for images and writable layers in {state_dir}"
+    if free < _LITTLE_SPACE:
+        return Check("free space", "warn", words, "void-cache gc")
+    return Check("free space", "ok", words)
 
 
 def _directory(name: str, path: Path) -> Check:

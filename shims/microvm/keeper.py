@@ -12,13 +12,15 @@ object in one packet (SOCK_SEQPACKET), descriptors beside it:
     {"op": "get", "key": K, "build": B}     → {"found": true, "facts": {…}} + memory, state
                                             → {"found": false, "build": true}: build it, others wait
                                             → {"found": false, "build": false}
+                                            → {"found": false, "wait": true}, and later one of these
     {"op": "put", "key": K, "facts": {…}} + memory, state       → {"ok": true}
     {"op": "drop", "key": K or null for all}                    → {"dropped": [K, …]}
     {"op": "list"}                                              → {"templates": […], "pid": N}
     {"op": "stop"}                                              → {"ok": true}, and it ends
 
-A ``get`` with ``build`` that finds another builder at work is answered when that one has put the
-template, or has hung up; then the oldest waiter becomes the builder.
+A ``get`` with ``build`` that finds another builder at work is told at once to wait, so that its
+peer knows that we live, and is answered again when that one has put the template, or has hung up;
+then the oldest waiter becomes the builder, and the others are told to wait on.
 """
 
 from __future__ import annotations
@@ -121,6 +123,7 @@ class Keeper:
             self.answer(peer, {"found": False, "build": False})
         elif key in self.builders:
             self.waiters.append((key, peer))
+            self.answer(peer, {"found": False, "wait": True})
         else:
             self.builders[key] = peer
             self.answer(peer, {"found": False, "build": True})

@@ -32,7 +32,7 @@ __all__ = ["LaunchFailed", "Launcher", "Order", "fork_launcher", "fork_task", "p
 _FIRST_FD = 3
 _MOST_FDS = 32
 _ORDER_LIMIT = 64 * 1024
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWIPC, _CLONE_NEWNET = 0x08000000, 0x40000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _LAUNCH_FAILED = 127
@@ -67,10 +67,10 @@ class Launcher:
         self._failures = failures
 
     @classmethod
-    def fork(cls, cgroup: Cgroup | None = None, *, own_network: bool = True) -> Launcher:
-        """Fork the child, which joins ``cgroup`` and an empty network namespace at once.
+    def fork(cls, cgroup: Cgroup | None = None, *, isolate: bool = True) -> Launcher:
+        """Fork the child, which joins ``cgroup`` and empty network and ipc namespaces at once.
 
-        ``own_network`` needs privilege and is passed over without it.
+        ``isolate`` is about the namespaces; it needs privilege and is passed over without it.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         failures, report = os.pipe()
@@ -82,7 +82,7 @@ class Launcher:
             if pid == 0:
                 ours.close()
                 os.close(failures)
-                _child(theirs, report, parent, blocked, cgroup, own_network)
+                _child(theirs, report, parent, blocked, cgroup, isolate)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
@@ -111,8 +111,8 @@ class Launcher:
             try:
                 socket.send_fds(orders, [payload], list(fds.values()))
             except OSError as error:
-                self._reap()
-                raise LaunchFailed(f"the launched child is gone: {error.strerror}") from error
+                why = self._reap() or f"the launched child is gone: {error.strerror}"
+                raise LaunchFailed(why) from error
         from shims.microvm.process import Process
 
         return Process(self.pid, self._failures)
@@ -124,10 +124,16 @@ class Launcher:
             orders.close()
             self._reap()
 
-    def _reap(self) -> None:
-        os.close(self._failures)
+    def _reap(self) -> str:
+        """End the child; return at what it had failed by itself, if it had."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+        try:
+            return os.read(self._failures, 4096).decode(errors="replace")
+        except BlockingIOError:
+            return ""  # somebody forked while the pipe was open, and holds it
+        finally:
+            os.close(self._failures)
 
 
 def fork_launcher(name: str, cgroups_path: str | None = None) -> Launcher:
@@ -171,7 +177,7 @@ def _child(
     parent: int,
     signals: Iterable[int],
     cgroup: Cgroup | None,
-    own_network: bool,
+    isolate: bool,
 ) -> NoReturn:
     step = "join the cgroup"
     try:
@@ -179,9 +185,9 @@ def _child(
             cgroup.join()
         step = "load libc"
         control = process_control()
-        if own_network and os.geteuid() == 0:
-            step = "enter an empty network namespace"
-            control("unshare", _CLONE_NEWNET)
+        if isolate and os.geteuid() == 0:
+            step = "enter empty namespaces"
+            control("unshare", _CLONE_NEWNET | _CLONE_NEWIPC)
         step = "read the order"
         payload, received, _, _ = socket.recv_fds(orders, _ORDER_LIMIT, _MOST_FDS)
         if not payload:

@@ -1,10 +1,10 @@
 """A network namespace as CNI left it, read for a VM that takes its place.
 
-What the kernel made by itself it makes again in the guest: routes to connected networks,
+What the kernel made by itself it makes again in the guest: routes to connected networks, its
 link-local addresses, loopback. All else is carried over: the link's name, MAC and MTU, its
-addresses, routes and permanent neighbours.
+addresses, the main table's routes and permanent neighbours. ``left_out`` names what is not.
 
-Facts: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h.
+Facts: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h, linux/fib_rules.h.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from shims.microvm.netlink import Netlink
 
-__all__ = ["NetworkLink", "choose_link", "find_link", "read_links", "read_plan"]
+__all__ = ["NetworkLink", "choose_link", "find_link", "left_out", "read_links", "read_plan"]
 
-_GETLINK, _GETADDR, _GETROUTE, _GETNEIGH = 18, 22, 26, 30
+_GETLINK, _GETADDR, _GETROUTE, _GETNEIGH, _GETRULE = 18, 22, 26, 30, 34
 _ARPHRD_ETHER = 1
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _MAC_SIZE = 6
@@ -35,16 +35,26 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 
 _ADDRESS = struct.Struct("=BBBBi")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_IFA_F_TEMPORARY, _IFA_F_DADFAILED = 0x01, 0x08
+_IFA_PROTO, _IFAPROT_KERNEL_LL = 11, 3
+_IFA_F_TEMPORARY, _IFA_F_DADFAILED, _IFA_F_STABLE_PRIVACY = 0x01, 0x08, 0x800
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 9, 15, 18
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
+_RTAX_LOCK, _RTAX_MTU, _RTAX_ADVMSS = 1, 2, 8
 _NEXT_HOP = struct.Struct("=HBBi")
-_RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
+_RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+_RTN_REFUSALS = (6, 7, 8)
+"""Blackhole, unreachable, prohibit: routes that lead nowhere."""
 _RTPROT_REDIRECT, _RTPROT_KERNEL = 1, 2
 _RTNH_F_ONLINK = 0x4
 _SCOPE_LINK = 253
+
+_RULE = struct.Struct("=BBBBBBBBI")
+_FRA_PRIORITY, _FRA_TABLE = 6, 15
+_USUAL_RULES = frozenset({(0, 255), (32766, 254), (32767, 253)})
+"""Priority and table of the rules that every namespace has."""
 
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -134,6 +144,22 @@ def read_plan(netlink: Netlink, link: NetworkLink, nic: bytes) -> guest_pb2.Netw
     )
 
 
+def left_out(netlink: Netlink) -> list[str]:
+    """Return what a VM does not carry, in words: policy rules, and with them their tables."""
+    found = []
+    try:
+        rules = netlink.dump(_GETRULE, _RULE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0))
+    except OSError:
+        return []  # a kernel without policy routing
+    for body in rules:
+        family, _, _, _, table, _, _, _, _ = _RULE.unpack_from(body)
+        have = attributes(body[_RULE.size :])
+        rule = _number(have, _FRA_PRIORITY), _number(have, _FRA_TABLE) or table
+        if family in (socket.AF_INET, socket.AF_INET6) and rule not in _USUAL_RULES:
+            found.append(f"policy rule {rule[0]} (table {rule[1]})")
+    return found
+
+
 def _addresses(
     netlink: Netlink, link: NetworkLink
 ) -> tuple[list[guest_pb2.IpAddress], list[guest_pb2.Route]]:
@@ -147,7 +173,7 @@ def _addresses(
         flags = _number(have, _IFA_FLAGS)
         peer = have.get(_IFA_ADDRESS, b"")
         local = have.get(_IFA_LOCAL, peer)
-        if family == socket.AF_INET6 and scope == _SCOPE_LINK:
+        if family == socket.AF_INET6 and scope == _SCOPE_LINK and _is_made(link, local, have):
             continue  # the guest's kernel makes its own
         if flags & (_IFA_F_TEMPORARY | _IFA_F_DADFAILED):
             continue
@@ -159,6 +185,16 @@ def _addresses(
             guest_pb2.IpAddress(address=local, prefix=prefix, broadcast=broadcast, scope=scope)
         )
     return found, peers
+
+
+def _is_made(link: NetworkLink, address: bytes, have: Mapping[int, bytes]) -> bool:
+    """Whether the kernel made a link-local address by itself; older ones do not say so."""
+    if _IFA_PROTO in have:
+        return have[_IFA_PROTO][0] == _IFAPROT_KERNEL_LL
+    if _number(have, _IFA_FLAGS) & _IFA_F_STABLE_PRIVACY:
+        return True
+    mac = link.mac
+    return address[8:] == bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
 
 
 def _route_to_peer(peer: bytes, prefix: int, local: bytes, interface: str) -> guest_pb2.Route:
@@ -175,7 +211,7 @@ def _route_to_peer(peer: bytes, prefix: int, local: bytes, interface: str) -> gu
 
 
 def _routes(netlink: Netlink, names: Mapping[int, str]) -> list[_Route]:
-    """Return the unicast routes of the main table over the links ``names`` (by index)."""
+    """Return the main table's routes over the links ``names`` (by index), and those to nowhere."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         wanted = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -186,9 +222,21 @@ def _routes(netlink: Netlink, names: Mapping[int, str]) -> list[_Route]:
 def _route(body: bytes, names: Mapping[int, str]) -> _Route | None:
     family, prefix, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(body)
     have = attributes(body[_ROUTE.size :])
-    if kind != _RTN_UNICAST or protocol in (_RTPROT_KERNEL, _RTPROT_REDIRECT):
+    if protocol in (_RTPROT_KERNEL, _RTPROT_REDIRECT):
         return None
     if (_number(have, _RTA_TABLE) or table) != _RT_TABLE_MAIN:
+        return None
+    message = guest_pb2.Route(
+        destination=have.get(_RTA_DST, b""),
+        prefix=prefix,
+        metric=_number(have, _RTA_PRIORITY),
+        scope=scope,
+        ipv6=family == socket.AF_INET6,
+    )
+    if kind in _RTN_REFUSALS:
+        message.kind = kind
+        return _Route(message, 0)
+    if kind != _RTN_UNICAST:
         return None
     index = _number(have, _RTA_OIF)
     if _RTA_MULTIPATH in have:
@@ -199,17 +247,14 @@ def _route(body: bytes, names: Mapping[int, str]) -> _Route | None:
         return None
     if _RTA_VIA in have:
         raise NotSupported(f"a route of {names[index]} has a gateway of another address family")
-    message = guest_pb2.Route(
-        destination=have.get(_RTA_DST, b""),
-        prefix=prefix,
-        gateway=have.get(_RTA_GATEWAY, b""),
-        interface=names[index],
-        source=have.get(_RTA_PREFSRC, b""),
-        metric=_number(have, _RTA_PRIORITY),
-        scope=scope,
-        onlink=bool(flags & _RTNH_F_ONLINK),
-        ipv6=family == socket.AF_INET6,
-    )
+    message.gateway = have.get(_RTA_GATEWAY, b"")
+    message.interface = names[index]
+    message.source = have.get(_RTA_PREFSRC, b"")
+    message.onlink = bool(flags & _RTNH_F_ONLINK)
+    metrics = attributes(have.get(_RTA_METRICS, b""))
+    message.mtu = _number(metrics, _RTAX_MTU)
+    message.advmss = _number(metrics, _RTAX_ADVMSS)
+    message.locked = _number(metrics, _RTAX_LOCK)
     return _Route(message, index)
 
 

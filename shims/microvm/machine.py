@@ -58,6 +58,8 @@ log = logging.getLogger("shims.microvm")
 _COPY_TIMEOUT = 30.0
 _CLONE_TIMEOUT = 20.0
 """For a clone's hello, which takes a twentieth of a second: what it takes on a host in distress."""
+_WAITING_SHARE = 0.5
+"""Part of the time left that may go by waiting for a template that somebody else builds."""
 _GUEST_NEVER_CAME = (ExitReason.ERROR, ExitReason.BOOT_HANG, ExitReason.PANIC)
 """Ends of a start for which its template or its accelerator is to be suspected."""
 
@@ -88,6 +90,8 @@ class _Starter:
         self._launcher = launcher
         self._began = time.monotonic()
         self._deadline = self._began + config.boot_timeout
+        self._patience = config.boot_timeout
+        """Seconds that one boot may take, from when it begins."""
         self._cgroup: Cgroup | None = None
         self._template_ready = 0.0
         self._network: guest_pb2.NetworkPlan | None = None
@@ -101,17 +105,21 @@ class _Starter:
         verdict = accel.choose(config.accelerator, accel.read_host_facts(config.state_dir))
         if not verdict.fall_back:
             return await self._start_with(verdict.accelerator, verdict.reason)
-        last, self._deadline = self._deadline, time.monotonic() + accel.KVM_WATCH_SECONDS
+        self._patience = min(accel.KVM_WATCH_SECONDS, config.boot_timeout)
         try:
             return await self._start_with("kvm", verdict.reason)
         except StartFailed as failure:
             if failure.exit.reason not in _GUEST_NEVER_CAME:
                 raise
-            reason = f"KVM failed on this host: {failure.exit.detail}"
-            log.warning("%s; using TCG until the host boots again", reason)
-            accel.remember_failure(config.state_dir, failure.exit.detail)
-        self._deadline = max(last, time.monotonic() + config.boot_timeout / 2)
-        return await self._start_with("tcg", reason)
+            detail = failure.exit.detail
+        reason = f"KVM failed on this host: {detail}"
+        log.warning("%s; using TCG instead", reason)
+        self._patience = config.boot_timeout
+        self._deadline = max(self._deadline, time.monotonic() + config.boot_timeout / 2)
+        machine = await self._start_with("tcg", reason)
+        # Only now: a QEMU or a guest that is broken fails without KVM, too.
+        accel.remember_failure(config.state_dir, detail)
+        return machine
 
     async def _join_network(self) -> None:
         """Have a tap in the namespace whose network the VM is to carry; left after the VM's end."""
@@ -125,8 +133,9 @@ class _Starter:
             self._network = network.plan
 
     def _left(self) -> float:
-        """Seconds that remain for the start; never so few that an attempt would be pointless."""
-        return max(1.0, round(self._deadline - time.monotonic(), 1))
+        """Seconds that a boot may take now; never so few that an attempt would be pointless."""
+        left = min(self._deadline - time.monotonic(), self._patience)
+        return max(1.0, round(left, 1))
 
     def _take_launcher(self) -> None:
         """Get the forked child, and see to it that it and its cgroup do not outlive us."""
@@ -164,7 +173,10 @@ class _Starter:
         return machine
 
     async def _start_from_template(self, hardware: Hardware, boot: Boot) -> Machine:
-        """Clone; a template that does not load is dropped and built again; then boot cold."""
+        """Clone; a template that does not load is dropped and built again; then boot cold.
+
+        One whose clone hangs is tried once more, and dropped after that.
+        """
         config = self._config
         plain, hardware = hardware, replace(hardware, disk_slots=True)
         key = template_key(
@@ -178,16 +190,20 @@ class _Starter:
         async def build() -> Template:
             return await build_template(config, key, hardware, boot, self._left())
 
-        for _ in range(2):
-            template = await acquire_template(key, config.run_dir, build, timeout=self._left())
+        for last in (False, True):
+            # What others do must leave us the time to do it ourselves.
+            wait = self._left() * _WAITING_SHARE
+            template = await acquire_template(key, config.run_dir, build, timeout=wait)
             try:
                 self._template_ready = time.monotonic()
                 return await self._clone(hardware, template)
             except StartFailed as failure:
                 if failure.exit.reason not in _GUEST_NEVER_CAME:
                     raise
-                log.warning("template %s does not start: %s; dropping it", key, failure.exit)
-                await drop_templates(config.run_dir, key)
+                log.warning("template %s does not start: %s", key, failure.exit)
+                # A hang may be an overloaded host's: two are the template's.
+                if last or failure.exit.reason is not ExitReason.BOOT_HANG:
+                    await drop_templates(config.run_dir, key)
             finally:
                 template.close()
         return await self._boot(plain, boot)

@@ -104,9 +104,11 @@ def _open_only(name: str) -> int:
     try:
         return _create(name)[0]
     except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        raise ValueError("another VM has this network already") from error
+        if error.errno == errno.EBUSY:
+            raise ValueError("another VM has this network already") from error
+        if error.errno == errno.EINVAL:
+            raise ValueError(f"a link that is no tap is called {name} there") from error
+        raise
 
 
 def _open(name: str) -> int:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shims.core.errors import InputError, NotSupported, TargetError
-from shims.microvm.links import choose_link, find_link, read_links, read_plan
+from shims.microvm.links import choose_link, find_link, left_out, read_links, read_plan
 from shims.microvm.net import open_namespace
 from shims.microvm.netns import TAP_NAME, is_host_stat
 from shims.microvm.plan import NETWORK_MAC
@@ -33,6 +33,8 @@ __all__ = ["Network", "join_network"]
 
 log = logging.getLogger("shims.microvm")
 
+_MOST_MTU = 65_521
+"""Of a tap: what a packet can have, without the Ethernet header."""
 _NIC = bytes.fromhex(NETWORK_MAC.replace(":", ""))
 
 
@@ -81,9 +83,12 @@ def _take(netlink: Netlink, tap: int, path: str, stack: AsyncExitStack) -> Netwo
     chosen = choose_link(netlink, links)
     if chosen is None:
         return None
-    if len(links) > 1:
-        left = ", ".join(link.name for link in links if link is not chosen)
-        log.warning("the VM gets %s of %s; left out: %s", chosen.name, path, left)
+    others = [link.name for link in links if link is not chosen]
+    if left := [*others, *left_out(netlink)]:
+        log.warning("the VM gets %s of %s; left out: %s", chosen.name, path, ", ".join(left))
+    if chosen.mtu > _MOST_MTU:
+        log.warning("%s has MTU %d; the VM's is %d", chosen.name, chosen.mtu, _MOST_MTU)
+        chosen = replace(chosen, mtu=_MOST_MTU)
     plan = read_plan(netlink, chosen, _NIC)
     index = find_link(netlink, TAP_NAME)
     prepare_tap(netlink, index, chosen.mtu)

@@ -29,6 +29,8 @@ _ENODEV, _ENOENT, _EINVAL = 19, 2, 22
 
 _MESSAGE = struct.Struct("=BxxxiIII")
 _INGRESS_PARENT, _INGRESS = 0xFFFFFFF1, 0xFFFF0000
+_HOOKS = (0xFFFFFFF2, 0xFFFFFFF3)
+"""Ingress and egress of a clsact queue; an ingress queue takes both for its only one."""
 _ETH_P_ALL = 3
 _PREFERENCE = 0x564F
 """The filter's preference, by which we know our own."""
@@ -65,10 +67,10 @@ def prepare_tap(netlink: Netlink, index: int, mtu: int) -> None:
 def add_redirect(netlink: Netlink, source: int, target: int, name: str) -> None:
     """Send all that comes in on link ``source`` (called ``name``) out on ``target``; by index.
 
-    A redirect that a killed shim left is replaced. Raises ``Conflict`` when somebody else filters
-    what comes in on the link, and ``OSError``.
+    A redirect that a killed shim left is replaced, and so is any queue without a filter. Raises
+    ``Conflict`` when somebody else filters what comes in on the link, and ``OSError``.
     """
-    if _ingress_is_ours(netlink, source):
+    if _is_ours_or_idle(netlink, source):
         remove_redirect(netlink, source)
     body = _MESSAGE.pack(0, source, _INGRESS, _INGRESS_PARENT, 0)
     try:
@@ -103,24 +105,29 @@ def remove_redirect(netlink: Netlink, source: int) -> None:
 
 
 def find_redirects(netlink: Netlink) -> list[int]:
-    """Return the links, by index, whose ingress queue is ours."""
+    """Return the links, by index, whose ingress queue is ours.
+
+    One without a filter is what we leave when killed half-way, and no loss if it was not ours.
+    """
     found = []
     for body in netlink.dump(_GETQDISC, _MESSAGE.pack(0, 0, 0, 0, 0)):
         _, index, _, parent, _ = _MESSAGE.unpack_from(body)
         kind = attributes(body[_MESSAGE.size :]).get(_TCA_KIND, b"")
         if parent == _INGRESS_PARENT and kind == b"ingress\0":
             found.append(index)
-    return [index for index in found if _ingress_is_ours(netlink, index)]
+    return [index for index in found if _is_ours_or_idle(netlink, index)]
 
 
-def _ingress_is_ours(netlink: Netlink, index: int) -> bool:
-    """Whether a link's ingress queue holds filters, and all of them are ours."""
-    wanted = _MESSAGE.pack(0, index, 0, _INGRESS, 0)
-    try:
-        filters = netlink.dump(_GETTFILTER, wanted)
-    except OSError as error:
-        if error.errno in (_ENODEV, _ENOENT, _EINVAL):
+def _is_ours_or_idle(netlink: Netlink, index: int) -> bool:
+    """Whether no filter but ours hangs on a link's ingress or clsact queue, if there is one."""
+    for hook in _HOOKS:
+        try:
+            filters = netlink.dump(_GETTFILTER, _MESSAGE.pack(0, index, 0, hook, 0))
+        except OSError as error:
+            if error.errno in (_ENODEV, _ENOENT, _EINVAL):
+                continue
+            raise
+        infos = [_MESSAGE.unpack_from(body)[4] for body in filters]
+        if any(info >> 16 != _PREFERENCE for info in infos):
             return False
-        raise
-    infos = [_MESSAGE.unpack_from(body)[4] for body in filters]
-    return bool(infos) and all(info >> 16 == _PREFERENCE for info in infos)
+    return True

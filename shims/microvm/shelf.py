@@ -22,37 +22,55 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Shelf", "connect_shelf"]
+__all__ = ["KeeperGone", "Shelf", "connect_shelf"]
 
 _START_TIMEOUT = 5.0
 _LOCK_INTERVAL = 0.01
-_ASK_TIMEOUT = 10.0
+_ANSWER_TIMEOUT = 3.0
+"""For an answer, or for room in the keeper's queue: what takes it a millisecond."""
 _CREDENTIALS = struct.Struct("iII")
 
 
+class KeeperGone(Unreachable):
+    """The keeper hung up: it has ended, and the next connection starts another."""
+
+
 class Shelf:
-    """One connection to the keeper. ``async with`` or ``close``; requests one after the other."""
+    """One connection to the keeper. ``async with`` or ``close``; requests one after the other.
+
+    Owns the socket, which must not block.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
         self._sock = sock
 
     async def ask(
-        self, request: dict[str, Any], fds: Sequence[int] = (), *, timeout: float = _ASK_TIMEOUT
+        self, request: dict[str, Any], fds: Sequence[int] = ()
     ) -> tuple[dict[str, Any], list[int]]:
         """Send one request, return the answer and the descriptors that came with it (now ours).
 
-        Raises ``Unreachable`` when the keeper hangs up, ``TargetError`` when it refuses.
+        Raises ``KeeperGone`` when the keeper hangs up, ``Unreachable`` when it does not answer,
+        ``TargetError`` when it refuses.
         """
         try:
             socket.send_fds(self._sock, [json.dumps(request).encode()], list(fds))
-            async with asyncio.timeout(timeout):
-                await _readable(self._sock)
+        except OSError as error:
+            raise KeeperGone(f"the keeper hung up: {error.strerror}") from error
+        try:
+            return await self.receive(_ANSWER_TIMEOUT)
+        except TimeoutError:
+            raise Unreachable(f"the keeper said nothing for {_ANSWER_TIMEOUT:g} s") from None
+
+    async def receive(self, timeout: float) -> tuple[dict[str, Any], list[int]]:
+        """Return the next answer, as ``ask`` does; raises ``TimeoutError`` after ``timeout`` s."""
+        async with asyncio.timeout(timeout):
+            await _readable(self._sock)
+        try:
             packet, received, _, _ = socket.recv_fds(self._sock, keeper.LARGEST_PACKET, 2)
         except OSError as error:
-            raise Unreachable(f"the keeper does not answer: {error}") from error
+            raise KeeperGone(f"the keeper hung up: {error.strerror}") from error
         if not packet:
-            raise Unreachable("the keeper hung up")
+            raise KeeperGone("the keeper hung up")
         answer = json.loads(packet)
         for fd in received:
             os.set_inheritable(fd, False)
@@ -82,9 +100,10 @@ class Shelf:
 async def connect_shelf(run_dir: Path, *, start: bool = True) -> Shelf:
     """Return a connection to the keeper of ``run_dir``, starting one unless ``start`` is false.
 
-    Raises ``Unreachable`` when there is none, or when the one there belongs to somebody else.
+    Raises ``Unreachable`` when there is none, when the one there does not take connections any
+    more, or when it belongs to somebody else.
     """
-    if sock := _connect(run_dir):
+    if sock := await _reach(run_dir):
         return Shelf(sock)
     if not start:
         raise Unreachable("no keeper runs", hint="the next start of a VM starts one")
@@ -93,18 +112,31 @@ async def connect_shelf(run_dir: Path, *, start: bool = True) -> Shelf:
     try:
         await _take(lock)
         # Somebody else may have started it while we waited for the lock.
-        if sock := _connect(run_dir):
+        if sock := await _reach(run_dir):
             return Shelf(sock)
         _start(run_dir)
-        if sock := _connect(run_dir):
+        if sock := await _reach(run_dir):
             return Shelf(sock)
     finally:
         os.close(lock)
     raise Unreachable("the keeper could not be started")
 
 
+async def _reach(run_dir: Path) -> socket.socket | None:
+    """Connect; None where nobody listens. No event tells when there is room in a full queue."""
+    deadline = time.monotonic() + _ANSWER_TIMEOUT
+    while True:
+        try:
+            return _connect(run_dir)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Unreachable("the keeper takes no connections any more") from None
+            await asyncio.sleep(_LOCK_INTERVAL)
+
+
 def _connect(run_dir: Path) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setblocking(False)
     directory = -1
     try:
         directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -8,6 +8,7 @@ or host clock.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import json
@@ -15,13 +16,14 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from shims.core.errors import ShimError, TargetError, Unreachable
+from shims.core.errors import ShimError, Unreachable
 from shims.microvm.keeper import SEALS
 from shims.microvm.plan import Boot, Hardware, Memory, render
-from shims.microvm.shelf import Shelf, connect_shelf
+from shims.microvm.shelf import KeeperGone, Shelf, connect_shelf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,10 @@ __all__ = [
 
 log = logging.getLogger("shims.microvm")
 
+T = TypeVar("T")
+
+_KEEPERS = 4
+_DYING_SECONDS = 0.02
 _FORMAT = 1
 """Rises with every change of what is in a template or of how a clone uses it."""
 _FIRMWARE = ("bios-microvm.bin", "bios-256k.bin")
@@ -78,28 +84,40 @@ Builder = Callable[[], Awaitable[Template]]
 async def acquire_template(key: str, run_dir: Path, build: Builder, *, timeout: float) -> Template:
     """Return the template for ``key``: from the keeper, or built by ``build`` and then kept.
 
-    Of all that ask at once, one builds and the others wait, at most ``timeout`` seconds. A damaged
+    Of all that ask at once, one builds and the others wait, at most ``timeout`` seconds; who has
+    waited that long builds for himself, so the caller should leave time for that. A damaged
     template is dropped and built again. Without a keeper everybody builds for himself.
     """
-    try:
-        shelf = await connect_shelf(run_dir)
-    except (ShimError, OSError) as error:
-        log.warning("no keeper, so this template serves one VM only: %s", error)
-        return await build()
-    async with shelf:
+    async with AsyncExitStack() as promise:
         try:
-            found = await _fetch(shelf, key, timeout)
-        except Unreachable as error:
+            found = await _with_keeper(run_dir, promise, lambda shelf: _fetch(shelf, key, timeout))
+        except (ShimError, OSError) as error:
             log.warning("no keeper, so this template serves one VM only: %s", error)
             return await build()
         if found is not None:
             return found
         template = await build()
         try:
-            await _store(shelf, template)
-        except TargetError as error:
+            async with AsyncExitStack() as kept:
+                # Over a connection of its own: the keeper of the promise may be gone by now.
+                await _with_keeper(run_dir, kept, lambda shelf: _store(shelf, template))
+        except (ShimError, OSError) as error:
             log.warning("the keeper did not take the template, which serves one VM: %s", error)
         return template
+
+
+async def _with_keeper(
+    run_dir: Path, stack: AsyncExitStack, work: Callable[[Shelf], Awaitable[T]]
+) -> T:
+    """Do ``work`` on a connection that ``stack`` holds; again with the next keeper if one dies."""
+    for _ in range(_KEEPERS - 1):
+        shelf = await stack.enter_async_context(await connect_shelf(run_dir))
+        try:
+            return await work(shelf)
+        except KeeperGone:
+            # A killed keeper's queue takes connections for a moment longer than it lives.
+            await asyncio.sleep(_DYING_SECONDS)
+    return await work(await stack.enter_async_context(await connect_shelf(run_dir)))
 
 
 async def list_templates(run_dir: Path) -> list[dict[str, Any]]:
@@ -170,8 +188,15 @@ def template_key(
 
 async def _fetch(shelf: Shelf, key: str, timeout: float) -> Template | None:
     """Return a sound template, or None when it is on us to build it."""
+    deadline = time.monotonic() + timeout
     while True:
-        answer, fds = await shelf.ask({"op": "get", "key": key, "build": True}, timeout=timeout)
+        answer, fds = await shelf.ask({"op": "get", "key": key, "build": True})
+        while answer.get("wait"):
+            try:
+                answer, fds = await shelf.receive(deadline - time.monotonic())
+            except TimeoutError:
+                log.warning("somebody has been building template %s for too long", key)
+                return None
         if not answer["found"]:
             return None
         facts = answer["facts"]

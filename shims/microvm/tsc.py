@@ -8,7 +8,6 @@ template's key, so it is measured once per boot of the host and kept.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import TYPE_CHECKING
@@ -33,32 +32,32 @@ def boot_id() -> str:
 
 
 def host_tsc_khz(state_dir: Path) -> int:
-    """Return the TSC frequency in kHz, measured at the first call after the host's boot (0.1 s)."""
-    path = state_dir / "tsc.json"
-    boot = boot_id()
-    try:
-        known = json.loads(path.read_text())
-        if known["boot_id"] == boot:
-            return int(known["khz"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # never measured, or a torn file: measure
+    """Return the TSC frequency in kHz, measured at the first call after the host's boot (0.1 s).
+
+    Of several that measure at once, the first one's value is everybody's: two would mean two
+    templates. So it is kept as a symbolic link to a number: it appears whole, or not at all, under
+    a name that no earlier boot has used, and somebody who is killed leaves nothing half-done.
+    """
+    path = state_dir / f"tsc-{boot_id()}"
+    if khz := _read(path):
+        return khz
     khz = measure_tsc_khz()
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"boot_id": boot, "khz": khz}))
     try:
-        # Of two that measure at once the first wins, or their templates would differ.
-        os.link(partial, path)
+        path.symlink_to(str(khz))
     except FileExistsError:
-        try:
-            known = json.loads(path.read_text())
-            if known["boot_id"] == boot:
-                return int(known["khz"])
-        except (ValueError, KeyError, TypeError):
-            pass
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return _read(path) or khz
+    for old in state_dir.glob("tsc*"):
+        if old != path:
+            old.unlink(missing_ok=True)
     return khz
+
+
+def _read(path: Path) -> int:
+    """Return what was measured during this boot of the host; 0 for nothing."""
+    try:
+        return int(os.readlink(path))
+    except (OSError, ValueError):
+        return 0
 
 
 def measure_tsc_khz() -> int:

@@ -1,7 +1,8 @@
 """Leases on numeric user ids: each running QEMU has one that no other has.
 
 A lease is a lock on one byte of a file, so it ends with the process that holds it, however that
-process ends, and leaves nothing behind.
+process ends, and leaves nothing behind. QEMU, which the kernel ends with its shim, does not hold it
+beside the shim: who has the descriptor can lock every other id, and a guest may have taken it over.
 """
 
 from __future__ import annotations

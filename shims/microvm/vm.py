@@ -103,6 +103,7 @@ class Vm:
         self._loop = asyncio.get_running_loop()
         self._evidence = _Evidence()
         self._saving = False
+        self._status: asyncio.Future[Any] | None = None
         self._migrated: asyncio.Future[str] = self._loop.create_future()
         self._deleted: dict[str, asyncio.Future[None]] = {}
         self.marks = {}
@@ -177,20 +178,29 @@ class Vm:
     async def save_state(self, fd: int, timeout: float) -> None:
         """Stop the VM for good and write its device state, without its RAM, to ``fd``.
 
-        The state says that the VM was running, so that whoever loads it runs at once.
+        The state says that the VM was running, so that whoever loads it runs at once. Raises
+        ``StartFailed`` when that is not done within ``timeout`` seconds; the VM is gone then.
         """
         self._saving = True
-        await self.monitor.execute_all(
-            [
-                Command("getfd", {"fdname": "state"}, fd),
-                Command("migrate", {"uri": "fd:state"}),
-            ],
-            timeout=timeout,
-        )
-        async with asyncio.timeout(timeout):
-            status = await asyncio.shield(self._migrated)
-        if status != "completed":
-            raise ConnectionError(f"QEMU could not save the VM's state: {status}")
+        commands = [
+            Command("getfd", {"fdname": "state"}, fd),
+            Command("migrate", {"uri": "fd:state"}),
+        ]
+        why = "it hung up its monitor"
+        try:
+            async with asyncio.timeout(timeout):
+                await self.monitor.execute_all(commands, timeout=timeout)
+                either: list[asyncio.Future[Any]] = [self._migrated, self.exited]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self._migrated.done():
+                if self._migrated.result() == "completed":
+                    return
+                why = "it could not save its state"
+        except TimeoutError:
+            why = f"its state was not saved within {timeout:g} s"
+        except Unreachable:
+            await asyncio.wait({self.exited}, timeout=_LAST_WORDS_TIMEOUT)
+        raise StartFailed(await self.end(ExitReason.ERROR, why))
 
     async def finish(self) -> None:
         """End QEMU for good and as intended: after ``save_state``."""
@@ -247,7 +257,7 @@ class Vm:
     def _mark(self, moment: str) -> None:
         self.marks.setdefault(moment, time.monotonic())
 
-    def _on_event(self, name: str, data: dict[str, Any], _: float) -> None:
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
         match name:
             case "SHUTDOWN":
                 self._evidence.shutdown = str(data.get("reason", ""))
@@ -261,30 +271,37 @@ class Vm:
                 if not waiting.done():
                     waiting.set_result(None)
             case "STOP" if not self._saving:
-                self.monitor.send(Command("query-status", {})).add_done_callback(self._stopped)
+                # One question at a time, however often it stops.
+                if self._status is None or self._status.done():
+                    self._status = self.monitor.send(Command("query-status", {}))
+                    self._status.add_done_callback(self._stopped)
 
     def _stopped(self, answer: asyncio.Future[Any]) -> None:
         """QEMU stopped the VM by itself: an accelerator that failed, or a guest that panicked."""
         if answer.cancelled() or answer.exception() is not None:
             return  # it is gone already, and judged by its exit
-        status = answer.result()["status"]
+        said = answer.result()
+        status = said.get("status") if isinstance(said, dict) else None
         if status in ("internal-error", "io-error", "guest-panicked"):
             self._evidence.ending = (ExitReason.ERROR, f"QEMU stopped the VM: {status}")
             self._process.kill()
 
     def _conclude(self, exited: asyncio.Future[int]) -> None:
-        self.console.drain()
-        self.monitor.drain()
         evidence = self._evidence
         evidence.failure = self._process.failure
-        evidence.console = self.console.tail()
-        if self._setup.cgroup is not None:
-            evidence.oom_kills = self._setup.cgroup.oom_kills()
-        if not self.exited.done():
-            self.exited.set_result(_judge(exited.result(), evidence))
-        for waiting in self._deleted.values():
-            if not waiting.done():
-                waiting.set_result(None)
+        try:
+            self.console.drain()
+            self.monitor.drain()
+            evidence.console = self.console.tail()
+            if self._setup.cgroup is not None:
+                evidence.oom_kills = self._setup.cgroup.oom_kills()
+        finally:
+            # Whatever its last words did to us: that it ended must be known.
+            if not self.exited.done():
+                self.exited.set_result(_judge(exited.result(), evidence))
+            for waiting in self._deleted.values():
+                if not waiting.done():
+                    waiting.set_result(None)
 
 
 def judge(
@@ -319,9 +336,9 @@ def _reason(code: int, evidence: _Evidence) -> tuple[ExitReason, str]:
         return ExitReason.OOM, "the host's kernel killed QEMU: its cgroup's memory limit"
     last = evidence.console[-1] if evidence.console else "it said nothing"
     if -code in _CRASHES:
-        return ExitReason.ERROR, f"QEMU crashed ({signal.Signals(-code).name}): {last}"
+        return ExitReason.ERROR, f"QEMU crashed ({_signal_name(-code)}): {last}"
     if code < 0:
-        return ExitReason.KILLED, f"QEMU was ended by {signal.Signals(-code).name}"
+        return ExitReason.KILLED, f"QEMU was ended by {_signal_name(-code)}"
     match evidence.shutdown:
         case "guest-shutdown":
             return ExitReason.POWEROFF, "the guest powered off"
@@ -333,6 +350,13 @@ def _reason(code: int, evidence: _Evidence) -> tuple[ExitReason, str]:
         case _:
             pass
     return ExitReason.ERROR, f"QEMU ended with status {code}: {last}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # most real-time signals have no name
 
 
 def _panic(console: Sequence[str]) -> tuple[ExitReason, str]:

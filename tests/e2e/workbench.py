@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shims.microvm.tsc import boot_id
 from tests.e2e.ctr import eventually
 from tests.e2e.images import IMAGE
 from tests.e2e.leaks import Scope
@@ -57,7 +58,8 @@ class Site:
             directories=(daemon.bundles, self.void_run, self.void_state),
             kept=(
                 *(self.void_state / name for name in ("guest", "images", "log", "templates")),
-                *(self.void_state / name for name in ("scratch", "tsc.json", "accelerator.json")),
+                *(self.void_state / name for name in ("scratch", "accelerator.json")),
+                self.void_state / f"tsc-{boot_id()}",
                 *(
                     self.void_run / name
                     for name in ("keeper.sock", "keeper.lock", "uids.lock", "n")

@@ -105,6 +105,32 @@ async def test_the_network_is_as_the_plan_says(vm: GuestLink) -> None:
     assert b"10.9.0.0/16 dev lo" in shown
 
 
+async def test_metrics_and_routes_to_nowhere_are_made(vm: GuestLink) -> None:
+    routes = [
+        pb.Route(destination=bytes([10, 66, 0, 0]), prefix=16, kind=6),
+        pb.Route(destination=bytes([10, 67, 0, 0]), prefix=16, kind=7),
+        pb.Route(destination=bytes([0xFD, 0x66]) + bytes(14), prefix=16, kind=8, ipv6=True),
+        pb.Route(
+            destination=bytes([10, 68, 0, 0]), prefix=16, interface="lo",
+            mtu=1400, advmss=1360, locked=1 << 2,
+        ),
+    ]  # fmt: skip
+    for _ in range(2):
+        await vm.configure_network(pb.NetworkPlan(routes=routes))
+    await _run(vm, "c", "ip", "route")
+    shown, _ = await vm.read_stdio("c", "", pb.STREAM_STDOUT)
+    assert b"blackhole 10.66.0.0/16" in shown
+    assert b"unreachable 10.67.0.0/16" in shown
+    table = (await vm.read_file("/proc/net/route")).decode().splitlines()
+    fields = next(line.split() for line in table if "0000440A" in line)
+    assert int(fields[8]) == 1360 + 40  # what the kernel shows as MTU follows from advmss
+    assert "fd660000" in (await vm.read_file("/proc/net/ipv6_route")).decode()
+    bad = pb.Route(destination=bytes([10, 69, 0, 0]), prefix=16, kind=9)
+    with pytest.raises(RpcError) as caught:
+        await vm.configure_network(pb.NetworkPlan(routes=[bad]))
+    assert caught.value.code == Code.INVALID_ARGUMENT
+
+
 async def test_void_init_is_small(vm: GuestLink) -> None:
     status = (await vm.read_file("/proc/1/status")).decode()
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,3 +70,33 @@ def test_a_failure_is_remembered_for_this_boot_and_kernel(
 def test_a_torn_memory_is_no_memory(tmp_path: Path) -> None:
     (tmp_path / "accelerator.json").write_text('{"boot_id": ')
     assert read_host_facts(tmp_path, device="/dev/null").failed == ""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("mode", "group", "groups"),
+    [
+        (0o660, 107, (107,)),
+        (0o666, 0, ()),
+        (0o666, 107, ()),
+        (0o660, 0, None),  # root's group would open more than that
+        (0o600, 107, None),
+        (0o640, 107, None),
+    ],
+)
+def test_who_may_open_the_device(
+    tmp_path: Path, mode: int, group: int, groups: tuple[int, ...] | None
+) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    os.chown(device, 0, group)
+    device.chmod(mode)
+    assert accel.device_groups(str(device)) == groups
+    trouble = read_host_facts(tmp_path, device=str(device)).device
+    assert trouble == ("" if groups is not None else f"{device}: {accel.ROOT_ONLY}")
+
+
+def test_what_a_killed_writer_left_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "accelerator.partial").write_text("{")
+    remember_failure(tmp_path, "no hello")
+    assert [path.name for path in tmp_path.iterdir()] == ["accelerator.json"]

@@ -39,6 +39,18 @@ async def test_control_characters_and_bad_bytes_are_harmless() -> None:
     console.close()
 
 
+async def test_neither_c1_controls_nor_bidi_marks_nor_endless_lines_get_through() -> None:
+    console = Console()
+    read, write = os.pipe()
+    console.add(read)
+    os.write(write, "\x9b2Jcleared \x85next \u202egnp.exe\u2066 \u2028é\xa0x\n".encode())
+    os.write(write, b"A" * 60_000 + b"\n")
+    console.drain()
+    assert console.tail() == ["cleared next gnp.exe é\xa0x", "A" * 500]
+    os.close(write)
+    console.close()
+
+
 async def test_several_sources_and_their_ends() -> None:
     console = Console()
     pipes = [os.pipe() for _ in range(2)]

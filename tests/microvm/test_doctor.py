@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shims.microvm import doctor
-from shims.microvm.accel import remember_failure
+from shims.microvm import accel, doctor
+from shims.microvm.accel import HostFacts, remember_failure
 from shims.microvm.doctor import Check, collect
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ NAMES = {
     "cgroups",
     "vsock",
     "user",
+    "libseccomp",
+    "overlay",
+    "traffic control",
+    "free space",
     "state directory",
     "runtime directory",
 }
@@ -85,6 +89,70 @@ async def test_a_kvm_that_failed_is_explained(
     check = (await look(tmp_path))["accelerator"]
     assert check.verdict == "warn"
     assert "no hello in 8 s" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("facts", "fix"),
+    [
+        (HostFacts(True, "/dev/kvm: Permission denied"), "group"),
+        (HostFacts(True, f"/dev/kvm: {accel.ROOT_ONLY}"), "chgrp kvm /dev/kvm"),
+        (HostFacts(True, "/dev/kvm: No such file or directory"), "modprobe"),
+        (HostFacts(True, "/dev/kvm: Device or resource busy"), "dmesg"),
+        (HostFacts(False, ""), "nested"),
+        (HostFacts(False, "/dev/kvm: No such file or directory"), "nested"),
+        (HostFacts(True, "", "no hello in 8 s"), "accelerator.json"),
+    ],
+)
+async def test_each_reason_not_to_use_kvm_has_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: HostFacts, fix: str
+) -> None:
+    monkeypatch.setattr(accel, "read_host_facts", lambda _: facts)
+    check = doctor._accelerator(tmp_path)
+    assert check.verdict == "warn"
+    assert fix in check.fix
+    assert (facts.device or facts.failed or "vmx") in check.detail
+
+
+async def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._space(tmp_path / "not" / "there").verdict == "ok"
+    monkeypatch.setattr(doctor, "_LITTLE_SPACE", 1 << 60)
+    check = doctor._space(tmp_path / "not" / "there")
+    assert check.verdict == "warn"
+    assert "void-cache gc" in check.fix
+
+
+async def test_a_kernel_without_traffic_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr("shims.microvm.redirect.add_redirect", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    check = await doctor._redirect()
+    assert check.verdict == "warn"
+    assert "sch_ingress" in check.fix
+
+
+def test_virtiofsd_is_looked_for_where_starts_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("shims.microvm.virtiofs._KNOWN_PLACES", ())
+    assert doctor._virtiofsd().verdict == "warn"
+    (tmp_path / "virtiofsd").write_text("#!/bin/sh\n")
+    (tmp_path / "virtiofsd").chmod(0o755)
+    assert doctor._virtiofsd().detail == str(tmp_path / "virtiofsd")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_overlay_is_there_or_can_be_loaded(tmp_path: Path, there: bool) -> None:
+    filesystems, modules = tmp_path / "filesystems", tmp_path / "modules.dep"
+    filesystems.write_text("nodev\ttmpfs\n")
+    assert doctor._overlay(str(filesystems), str(modules)).verdict == "warn"
+    if there:
+        filesystems.write_text("nodev\ttmpfs\nnodev\toverlay\n")
+    else:
+        modules.write_text("kernel/fs/overlayfs/overlay.ko.xz:\n")
+    assert doctor._overlay(str(filesystems), str(modules)).verdict == "ok"
 
 
 async def test_directories_that_others_can_read(tmp_path: Path) -> None:

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 
 from shims.core.errors import TargetError
+from shims.microvm.cgroup import Cgroup, find_hierarchies
 from shims.microvm.launcher import Launcher, LaunchFailed, Order, fork_task
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 10.0
 
 
-async def run(order: Order, own_network: bool = True) -> tuple[int, str]:
+async def run(order: Order, isolate: bool = True) -> tuple[int, str]:
     """Run a program whose output is descriptor 1; return its exit code and the output."""
     read, write = os.pipe()
-    process = Launcher.fork(own_network=own_network).execute(order, {1: write})
+    process = Launcher.fork(isolate=isolate).execute(order, {1: write})
     os.close(write)
     code = await asyncio.wait_for(process.exited, TIMEOUT)
     output = os.read(read, 65536).decode()
@@ -73,6 +74,14 @@ async def test_the_network_namespace_is_empty() -> None:
     assert [line.split(":")[0].strip() for line in output.splitlines()[2:]] == ["lo"]
 
 
+@pytest.mark.root
+async def test_the_hosts_shared_memory_is_out_of_reach() -> None:
+    code, output = await run(Order(("readlink", "/proc/self/ns/ipc")))
+    assert code == 0
+    assert output.startswith("ipc:[")
+    assert output.strip() != os.readlink("/proc/self/ns/ipc")
+
+
 async def test_a_program_that_is_not_there_is_named() -> None:
     code, failure = await run(Order(("/no/such/program",)))
     assert code == 127
@@ -110,6 +119,17 @@ async def test_a_launcher_that_died_is_noticed() -> None:
         launcher.execute(Order(("true",)), {})
 
 
+async def test_a_launcher_that_failed_says_at_what() -> None:
+    launcher = Launcher.fork(Cgroup("/void-test/never-made", tuple(find_hierarchies())))
+    pidfd = os.pidfd_open(launcher.pid)
+    select.select([pidfd], [], [], TIMEOUT)
+    os.close(pidfd)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(LaunchFailed, match=r"cannot join the cgroup: .*No such file"):
+        launcher.execute(Order(("true",)), {})
+    assert len(before - set(os.listdir("/proc/self/fd"))) == 2  # orders and failures
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_the_child_dies_with_its_parent(ordered: bool) -> None:
     """Before the order by end of file, after it by the death signal, even with other ids."""
@@ -122,7 +142,7 @@ def test_the_child_dies_with_its_parent(ordered: bool) -> None:
         "        ids = (61234, 61234) if os.geteuid() == 0 else None\n"
         "        order = Order(('sh', '-c', 'echo up; exec sleep 1000'), ids)\n"
         "        launcher.execute(order, {1: 1})\n"
-        "    print(launcher.pid, flush=True)\n"
+        "    os.write(1, b'%d\\n' % launcher.pid)\n"  # in one piece: the child writes there, too
         "    sys.stdin.read()\n"
         "asyncio.run(main())\n"
     )

@@ -13,6 +13,7 @@ import pytest
 
 from shims.core.errors import Conflict, InputError, NotSupported, TargetError
 from shims.microvm.launcher import fork_task
+from shims.microvm.links import NetworkLink, _is_made, left_out
 from shims.microvm.machine import start_machine
 from shims.microvm.netns import TAP_NAME, is_host_network, release_network
 from shims.microvm.network import Network, join_network
@@ -83,6 +84,79 @@ async def test_the_link_is_read_as_cni_left_it(pair: Pair) -> None:
     assert neighbour.interface == "eth0"
 
 
+async def test_metrics_and_routes_to_nowhere_come_along(pair: Pair) -> None:
+    pair.in_pod("route", "replace", "default", "via", PEER, "mtu", "1400", "advmss", "1360")
+    pair.in_pod("route", "add", "10.60.0.0/16", "via", PEER, "mtu", "lock", "1300")
+    for kind, network in (("blackhole", "10.66"), ("unreachable", "10.67"), ("prohibit", "10.68")):
+        pair.in_pod("route", "add", kind, f"{network}.0.0/16")
+    pair.in_pod("-6", "route", "add", "unreachable", "fd66::/16", "metric", "5")
+    plan = (await join(pair)).plan
+    found = {shown(route.destination, route.prefix): route for route in plan.routes if route.prefix}
+    default = next(route for route in plan.routes if not route.destination and not route.ipv6)
+    assert (default.mtu, default.advmss, default.locked, default.kind) == (1400, 1360, 0, 0)
+    locked = found["10.60.0.0/16"]
+    assert (locked.mtu, locked.advmss, locked.locked) == (1300, 0, 1 << 2)  # RTAX_MTU
+    kinds = {name: (route.kind, route.interface) for name, route in found.items() if route.kind}
+    assert kinds == {
+        "10.66.0.0/16": (6, ""),
+        "10.67.0.0/16": (7, ""),
+        "10.68.0.0/16": (8, ""),
+        "fd66::/16": (7, ""),
+    }
+    assert found["fd66::/16"].metric == 5
+
+
+async def test_link_local_addresses_that_somebody_chose_come_along(pair: Pair) -> None:
+    assert "fe80" in pair.in_pod("-6", "address", "show", "dev", "eth0")  # the kernel's own
+    pair.in_pod("address", "add", "fe80::1234/64", "dev", "eth0", "nodad")
+    addresses = (await join(pair)).plan.links[0].addresses
+    assert [shown(a.address, a.prefix) for a in addresses if a.scope == 253] == ["fe80::1234/64"]
+
+
+@pytest.mark.parametrize(
+    ("have", "made"),
+    [
+        ({}, {"fe80::7ff:fe00:1": True, "fe80::2": False}),  # by its looks, on older kernels
+        ({8: b"\0\x08\0\0"}, {"fe80::1": True}),  # stable privacy
+        ({11: b"\3"}, {"fe80::1": True}),
+        ({11: b"\0"}, {"fe80::7ff:fe00:1": False}),
+    ],
+)
+def test_whose_a_link_local_address_is(have: dict[int, bytes], made: dict[str, bool]) -> None:
+    link = NetworkLink(1, "eth0", bytes.fromhex("020007000001"), 1500, True)
+    for address, verdict in made.items():
+        assert _is_made(link, ipaddress.ip_address(address).packed, have) is verdict
+
+
+async def test_what_a_vm_cannot_carry_is_logged_once(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    await join(pair)
+    assert caplog.messages == []
+    pair.in_pod("rule", "add", "from", "10.9.9.9", "lookup", "100", "priority", "77")
+    pair.in_pod("-6", "rule", "add", "from", "fd09::/16", "lookup", "101", "priority", "78")
+    await join(pair)
+    (message,) = caplog.messages
+    assert "policy rule 77 (table 100), policy rule 78 (table 101)" in message
+
+
+def test_a_kernel_without_policy_routing_has_no_rules() -> None:
+    class Refusing:
+        def dump(self, kind: int, _: bytes) -> list[bytes]:
+            raise OSError(95, "Operation not supported")
+
+    assert left_out(Refusing()) == []  # type: ignore[arg-type]
+
+
+async def test_an_mtu_that_no_tap_has_is_lowered(caplog: pytest.LogCaptureFixture) -> None:
+    with make_pair(mtu=65535) as pair:
+        async with join_network(pair.path) as network:
+            assert network is not None
+            assert network.plan.links[0].mtu == 65521
+            assert "mtu 65521" in pair.in_pod("link", "show", TAP_NAME)
+    assert "MTU 65535" in caplog.text
+
+
 async def test_a_gateway_comes_after_the_route_to_it(pair: Pair) -> None:
     """As some plugins do it: an address of its own, and a gateway beyond any connected network."""
     pair.in_pod("address", "flush", "dev", "eth0")
@@ -151,6 +225,14 @@ async def test_only_one_vm_has_a_network(pair: Pair) -> None:
         assert TAP_NAME in ingress(pair, "eth0")
 
 
+async def test_a_link_with_the_taps_name_is_named(pair: Pair) -> None:
+    pair.in_pod("link", "set", "eth0", "down")
+    pair.in_pod("link", "set", "eth0", "name", TAP_NAME)
+    pair.in_pod("link", "set", TAP_NAME, "up")
+    with pytest.raises(TargetError, match=f"no tap is called {TAP_NAME}"):
+        await join(pair)
+
+
 async def test_what_a_killed_shim_left_is_removed(pair: Pair) -> None:
     for clean_up in (True, False):
         await leave_a_redirect(pair)
@@ -196,6 +278,28 @@ async def test_somebody_elses_filter_is_respected(pair: Pair) -> None:
         await join(pair)
     release_network(pair.path)
     assert "Mirror to device lo" in ingress(pair, "eth0")
+
+
+@pytest.mark.parametrize("queue", ["ingress", "clsact"])
+async def test_a_queue_without_filters_is_no_obstacle(pair: Pair, queue: str) -> None:
+    pair.filters("qdisc", "add", "dev", "eth0", queue)
+    await join(pair)
+
+
+async def test_half_a_redirect_is_released(pair: Pair) -> None:
+    pair.filters("qdisc", "add", "dev", "eth0", "ingress")
+    release_network(pair.path)
+    assert "ingress" not in pair.filters("qdisc")
+
+
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+async def test_a_filter_on_either_side_is_respected(pair: Pair, direction: str) -> None:
+    pair.filters("qdisc", "add", "dev", "eth0", "clsact")
+    to_lo = ("u32", "match", "u32", "0", "0", "action", "mirred", "egress", "mirror", "dev", "lo")
+    pair.filters("filter", "add", "dev", "eth0", direction, "protocol", "all", *to_lo)
+    with pytest.raises(Conflict, match="somebody else"):
+        await join(pair)
+    assert "Mirror to device lo" in pair.filters("filter", "show", "dev", "eth0", direction)
 
 
 async def test_what_is_no_namespace_to_take(tmp_path: Path) -> None:

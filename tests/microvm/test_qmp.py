@@ -45,7 +45,7 @@ class Pair:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.monitor = Monitor(ours, lambda name, data, _: self.events.append((name, data)))
+        self.monitor = Monitor(ours, lambda name, data: self.events.append((name, data)))
         self.peer = Peer(theirs)
 
 
@@ -145,3 +145,32 @@ async def test_the_last_words_are_heard(pair: Pair) -> None:
     pair.peer.sock.close()
     pair.monitor.drain()
     assert pair.events == [("SHUTDOWN", {"reason": "guest-reset"})]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"{", b"[]", b'"event"', b'{"event": "X", "data": 1}', b'{"error": {}}', b'{"error": 5}',
+        b'{"event": "X", "timestamp": {"seconds": 1, "microseconds": 1' + b"0" * 400 + b"}}",
+    ],
+)  # fmt: skip
+async def test_whatever_a_hostile_qemu_says_raises_nothing_here(words: bytes) -> None:
+    def on_event(_: str, data: dict[str, Any]) -> None:
+        data["status"] / 0  # whatever a handler may stumble over
+
+    ours, theirs = socket.socketpair()
+    monitor = Monitor(ours, on_event)
+    waiting = monitor.send(Command("a", {}))
+    with theirs:
+        theirs.sendall(words + b"\n")
+    monitor.drain()
+    with pytest.raises(Unreachable):
+        await asyncio.wait_for(waiting, TIMEOUT)
+    monitor.close()
+
+
+async def test_commands_that_nobody_answers_are_not_piled_up(pair: Pair) -> None:
+    answers = [pair.monitor.send(Command("a", {})) for _ in range(2000)]
+    assert all(answer.done() for answer in answers)
+    with pytest.raises(Unreachable):
+        await answers[0]

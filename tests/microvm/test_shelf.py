@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import pytest
 from shims.core.errors import TargetError, Unreachable
 from shims.microvm import keeper
 from shims.microvm.keeper import SEALS
-from shims.microvm.shelf import Shelf, connect_shelf
+from shims.microvm.shelf import KeeperGone, Shelf, connect_shelf
 from tests.microvm.conftest import end_keeper, keeper_pid, until_gone
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ async def test_of_many_that_ask_one_builds_and_the_others_wait(run_dir: Path) ->
     request = {"op": "get", "key": "k", "build": True}
     first, _ = await shelves[0].ask(request)
     assert first == {"found": False, "build": True}
-    others = [asyncio.ensure_future(shelf.ask(request)) for shelf in shelves[1:]]
+    for shelf in shelves[1:]:
+        assert await shelf.ask(request) == ({"found": False, "wait": True}, [])
+    others = [asyncio.ensure_future(shelf.receive(TIMEOUT)) for shelf in shelves[1:]]
     # A request for something else is not held up.
     async with await connect_shelf(run_dir) as free:
         assert (await free.ask({"op": "get", "key": "other"}))[0]["found"] is False
@@ -91,14 +94,13 @@ async def test_a_builder_that_dies_is_replaced_by_the_next_in_line(run_dir: Path
     request = {"op": "get", "key": "k", "build": True}
     dying, second, third = [await connect_shelf(run_dir) for _ in range(3)]
     assert (await dying.ask(request))[0]["build"] is True
-    waiting = [asyncio.ensure_future(shelf.ask(request)) for shelf in (second, third)]
+    for shelf in (second, third):
+        assert (await shelf.ask(request))[0] == {"found": False, "wait": True}
     dying.close()
-    done, _ = await asyncio.wait(waiting, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-    assert len(done) == 1
-    assert done.pop().result()[0] == {"found": False, "build": True}
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    assert (await second.receive(TIMEOUT))[0] == {"found": False, "build": True}
+    assert (await third.receive(TIMEOUT))[0] == {"found": False, "wait": True}
+    with pytest.raises(TimeoutError):
+        await third.receive(0.05)
     second.close()
     third.close()
 
@@ -183,11 +185,39 @@ async def test_a_killed_keeper_is_replaced(run_dir: Path) -> None:
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     await until_gone(pidfd)
-    with pytest.raises(Unreachable):
+    with pytest.raises(KeeperGone):
         await shelf.ask({"op": "list"})
     shelf.close()
     async with await connect_shelf(run_dir) as again:
         assert (await again.ask({"op": "list"}))[0]["pid"] != pid
+
+
+async def test_a_keeper_that_hangs_is_not_waited_for(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = await keeper_pid_of_a_new_one(run_dir)
+    monkeypatch.setattr("shims.microvm.shelf._ANSWER_TIMEOUT", 0.05)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with await connect_shelf(run_dir) as shelf:
+            with pytest.raises(Unreachable, match="said nothing"):
+                await shelf.ask({"op": "list"})
+        # Nobody takes the connections, until the queue is full.
+        async with AsyncExitStack() as waiting:
+            with pytest.raises(Unreachable, match="takes no connections"):
+                await fill_the_queue(run_dir, waiting)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def fill_the_queue(run_dir: Path, waiting: AsyncExitStack) -> None:
+    for _ in range(1000):
+        await waiting.enter_async_context(await connect_shelf(run_dir))
+
+
+async def keeper_pid_of_a_new_one(run_dir: Path) -> int:
+    async with await connect_shelf(run_dir) as shelf:
+        return int((await shelf.ask({"op": "list"}))[0]["pid"])
 
 
 async def test_without_a_keeper_none_is_started_unless_wanted(tmp_path: Path) -> None:

@@ -52,11 +52,13 @@ class Builder:
 
     def __init__(self) -> None:
         self.builds = 0
+        self.started = asyncio.Event()
         self.may_finish = asyncio.Event()
         self.may_finish.set()
 
     async def __call__(self) -> Template:
         self.builds += 1
+        self.started.set()
         await self.may_finish.wait()
         return make_template()
 
@@ -180,6 +182,52 @@ async def test_a_keeper_that_dies_while_we_build_costs_nothing(run_dir: Path) ->
     template = await acquire_template("k", run_dir, build_and_kill, timeout=TIMEOUT)
     assert template.is_sound()
     template.close()
+
+
+async def test_what_was_built_while_the_keeper_died_is_kept_by_the_next(run_dir: Path) -> None:
+    builder = Builder()
+    builder.may_finish.clear()
+    tasks = [
+        asyncio.ensure_future(acquire_template("k", run_dir, builder, timeout=TIMEOUT))
+        for _ in range(6)
+    ]
+    await asyncio.wait_for(builder.started.wait(), TIMEOUT)
+    os.kill(await keeper_pid(run_dir), signal.SIGKILL)
+    await asyncio.wait(tasks, timeout=0.2)
+    builder.may_finish.set()
+    for template in await asyncio.gather(*tasks):
+        template.close()
+    # The first, and one of those that waited: a new keeper knows nothing of the first.
+    assert builder.builds <= 2
+    assert [entry["key"] for entry in await list_templates(run_dir)] == ["k"]
+
+
+async def test_who_waited_too_long_builds_and_it_is_kept(run_dir: Path) -> None:
+    slow, quick = Builder(), Builder()
+    slow.may_finish.clear()
+    slower = asyncio.ensure_future(acquire_template("k", run_dir, slow, timeout=TIMEOUT))
+    await asyncio.wait_for(slow.started.wait(), TIMEOUT)
+    (await acquire_template("k", run_dir, quick, timeout=0.1)).close()
+    assert quick.builds == 1
+    assert [entry["key"] for entry in await list_templates(run_dir)] == ["k"]
+    slow.may_finish.set()
+    (await slower).close()
+
+
+async def test_a_keeper_that_hangs_costs_moments(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (await acquire_template("k", run_dir, Builder(), timeout=TIMEOUT)).close()
+    monkeypatch.setattr("shims.microvm.shelf._ANSWER_TIMEOUT", 0.05)
+    pid = await keeper_pid(run_dir)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        builder = Builder()
+        async with asyncio.timeout(TIMEOUT / 2):
+            (await acquire_template("k", run_dir, builder, timeout=TIMEOUT)).close()
+        assert builder.builds == 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 async def test_without_any_keeper_everybody_builds(

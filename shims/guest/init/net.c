@@ -226,7 +226,7 @@ static int configure_link(int fd, struct pb_slice message, struct failure *failu
 
 struct route_plan {
     struct pb_slice destination, gateway, source, interface;
-    uint64_t prefix, metric, scope, onlink, ipv6;
+    uint64_t prefix, metric, scope, onlink, ipv6, mtu, advmss, locked, kind;
 };
 
 static void read_route(struct pb_slice message, struct route_plan *plan) {
@@ -236,7 +236,8 @@ static void read_route(struct pb_slice message, struct route_plan *plan) {
     struct pb_slice *const slices[] = {[1] = &plan->destination, [3] = &plan->gateway,
                                        [4] = &plan->interface, [5] = &plan->source};
     uint64_t *const numbers[] = {[2] = &plan->prefix, [6] = &plan->metric, [7] = &plan->scope,
-                                 [8] = &plan->onlink, [9] = &plan->ipv6};
+                                 [8] = &plan->onlink, [9] = &plan->ipv6,   [10] = &plan->mtu,
+                                 [11] = &plan->advmss, [12] = &plan->locked, [13] = &plan->kind};
     while (pb_field(&reader, &field) > 0) {
         if (field.number < sizeof slices / sizeof slices[0] && slices[field.number] != NULL) {
             *slices[field.number] = field.bytes;
@@ -259,6 +260,27 @@ static int index_of(struct pb_slice interface, unsigned *index) {
     return 0;
 }
 
+static void attribute_metrics(struct request *request, const struct route_plan *plan) {
+    const struct {
+        uint16_t type;
+        uint64_t value;
+    } known[] = {{RTAX_LOCK, plan->locked}, {RTAX_MTU, plan->mtu}, {RTAX_ADVMSS, plan->advmss}};
+    struct {
+        struct rtattr head;
+        uint32_t value;
+    } metrics[sizeof known / sizeof known[0]];
+    size_t count = 0;
+    for (size_t at = 0; at < sizeof known / sizeof known[0]; at++) {
+        if (known[at].value != 0) {
+            metrics[count].head = (struct rtattr){sizeof metrics[0], known[at].type};
+            metrics[count++].value = (uint32_t)known[at].value;
+        }
+    }
+    if (count > 0) {
+        attribute(request, RTA_METRICS, metrics, count * sizeof metrics[0]);
+    }
+}
+
 static int add_route(int fd, struct pb_slice message, struct failure *failure) {
     struct route_plan plan;
     struct request request;
@@ -270,7 +292,7 @@ static int add_route(int fd, struct pb_slice message, struct failure *failure) {
     if (error == 0 && ((plan.destination.size != 0 && plan.destination.size != width) ||
                        (plan.gateway.size != 0 && plan.gateway.size != width) ||
                        (plan.source.size != 0 && plan.source.size != width) ||
-                       plan.prefix > 8 * plan.destination.size)) {
+                       plan.kind > RTN_PROHIBIT || plan.prefix > 8 * plan.destination.size)) {
         error = -EINVAL;
     }
     if (error == 0) {
@@ -281,7 +303,7 @@ static int add_route(int fd, struct pb_slice message, struct failure *failure) {
         body->rtm_table = RT_TABLE_MAIN;
         body->rtm_protocol = RTPROT_BOOT;
         body->rtm_scope = (uint8_t)plan.scope;
-        body->rtm_type = RTN_UNICAST;
+        body->rtm_type = plan.kind != 0 ? (uint8_t)plan.kind : RTN_UNICAST;
         body->rtm_flags = plan.onlink != 0 ? RTNH_F_ONLINK : 0;
         attribute_slice(&request, RTA_DST, plan.destination);
         attribute_slice(&request, RTA_GATEWAY, plan.gateway);
@@ -292,6 +314,7 @@ static int add_route(int fd, struct pb_slice message, struct failure *failure) {
         if (plan.metric != 0) {
             attribute_u32(&request, RTA_PRIORITY, (uint32_t)plan.metric);
         }
+        attribute_metrics(&request, &plan);
         error = ask(fd, &request);
     }
     return error < 0 ? fail(failure, error, "route to %s/%u",

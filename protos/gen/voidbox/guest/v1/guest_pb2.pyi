@@ -785,7 +785,7 @@ class IpAddress(_message.Message):
     def __init__(self, address: _Optional[bytes] = ..., prefix: _Optional[int] = ..., broadcast: _Optional[bytes] = ..., scope: _Optional[int] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("destination", "prefix", "gateway", "interface", "source", "metric", "scope", "onlink", "ipv6")
+    __slots__ = ("destination", "prefix", "gateway", "interface", "source", "metric", "scope", "onlink", "ipv6", "mtu", "advmss", "locked", "kind")
     DESTINATION_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
@@ -795,6 +795,10 @@ class Route(_message.Message):
     SCOPE_FIELD_NUMBER: _ClassVar[int]
     ONLINK_FIELD_NUMBER: _ClassVar[int]
     IPV6_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    ADVMSS_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     destination: bytes
     prefix: int
     gateway: bytes
@@ -804,7 +808,11 @@ class Route(_message.Message):
     scope: int
     onlink: bool
     ipv6: bool
-    def __init__(self, destination: _Optional[bytes] = ..., prefix: _Optional[int] = ..., gateway: _Optional[bytes] = ..., interface: _Optional[str] = ..., source: _Optional[bytes] = ..., metric: _Optional[int] = ..., scope: _Optional[int] = ..., onlink: _Optional[bool] = ..., ipv6: _Optional[bool] = ...) -> None: ...
+    mtu: int
+    advmss: int
+    locked: int
+    kind: int
+    def __init__(self, destination: _Optional[bytes] = ..., prefix: _Optional[int] = ..., gateway: _Optional[bytes] = ..., interface: _Optional[str] = ..., source: _Optional[bytes] = ..., metric: _Optional[int] = ..., scope: _Optional[int] = ..., onlink: _Optional[bool] = ..., ipv6: _Optional[bool] = ..., mtu: _Optional[int] = ..., advmss: _Optional[int] = ..., locked: _Optional[int] = ..., kind: _Optional[int] = ...) -> None: ...
 
 class Neighbour(_message.Message):
     __slots__ = ("address", "mac", "interface")
