@@ -16,7 +16,8 @@ from shims.microvm import superblock
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["boot_id", "collect", "discard", "intact_fstype", "note", "noted_facts", "verify"]
+__all__ = ["boot_id", "collect", "discard", "intact_fstype", "is_at", "note", "noted_facts",
+           "verify"]
 
 _READ = 1 << 20
 
@@ -86,6 +87,14 @@ def _hash(fd: int) -> str:
     return digest.hexdigest()
 
 
+def is_at(path: str | Path, fd: int) -> bool:
+    """Tell whether ``path`` is still the file that is open as ``fd``."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
 def discard(directory: Path, key: str) -> None:
     """Remove an image. VMs that have it open keep it."""
     for suffix in ("image", "json"):
@@ -107,7 +116,7 @@ def collect(directory: Path, limit: int) -> list[str]:
             continue
         if path.suffix == ".image":
             images.append((found.st_mtime_ns, found.st_blocks * 512, path.stem))
-        elif path.suffix == ".part":
+        elif path.suffix in (".part", ".lock"):
             _remove_unlocked(path)
     total = sum(size for _, size, _ in images)
     for _, size, key in sorted(images):
@@ -127,7 +136,8 @@ def _remove_unlocked(path: Path) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if is_at(path, fd):
+            path.unlink()  # nobody else may: we have the lock of what is there
     except BlockingIOError:
         return False
     finally:

@@ -9,6 +9,7 @@ helper process (``mkimage``), once when many ask at the same time, and published
     STATE/images/<key>.image   the image
                  <key>.json    its size and hash, the layers it is of, the boot it is valid for
                  <key>.part    under construction, locked by its builder
+                 <key>.lock    at which builders of the same image wait for each other
 
 An image in use has a shared flock on its open file, which QEMU's descriptor keeps as long as the
 VM lives, even when the shim is gone; ``collect`` leaves such images alone.

@@ -14,6 +14,7 @@ hash, at lowest priority. Until that is done the image counts for this boot of t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shims.microvm import superblock, syscalls
 from shims.microvm.helpers import helper_environment, helper_request
-from shims.microvm.image_store import boot_id, note
+from shims.microvm.image_store import boot_id, is_at, note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,32 +76,45 @@ def _build(request: dict[str, Any]) -> _Built:
     if not name:
         return _Built(request["fd"], _make(request, request["fd"]))
     draft, final = f"{name}.part", f"{name}.image"
-    image = _lock(draft)
-    if os.path.exists(final):
-        os.unlink(draft)  # waited for another builder, which published
-        return _Built(image, "")
-    fstype = _make(request, image)
-    note(name, {**_facts(request, image, fstype), "boot": boot_id()})
-    fcntl.flock(image, fcntl.LOCK_SH)  # from here on an image in use
-    os.rename(draft, final)
-    return _Built(image, fstype)
+    with contextlib.ExitStack() as held:
+        _lock(f"{name}.lock", held)
+        if os.path.exists(final):
+            return _Built(-1, "")  # waited for another builder, which published
+        image = _lock(draft, held)
+        fstype = _make(request, image)
+        note(name, {**_facts(request, image, fstype), "boot": boot_id()})
+        fcntl.flock(image, fcntl.LOCK_SH)  # from here on an image in use
+        os.rename(draft, final)
+        return _Built(os.dup(image), fstype)
 
 
 def _facts(request: dict[str, Any], image: int, fstype: str) -> dict[str, Any]:
     return {"size": os.fstat(image).st_size, "fstype": fstype, "layers": request["layers"]}
 
 
-def _lock(draft: str) -> int:
-    """Return the locked draft; a builder's death unlocks it, its success renames it away."""
+def _lock(path: str, held: contextlib.ExitStack) -> int:
+    """Return the file, made and locked until ``held`` ends, and removed then if it is still there.
+
+    Builders wait for each other at a file of its own. Did they wait at the draft, they would find
+    it to be the image, which is locked by whoever uses it.
+    """
+    path = os.path.abspath(path)  # packing changes the working directory
     while True:
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            if os.stat(draft).st_ino == os.fstat(fd).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass
+        if is_at(path, fd):
+            break
         os.close(fd)
+    held.callback(os.close, fd)
+    held.callback(_unlink, path)
+    return fd
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _make(request: dict[str, Any], image: int) -> str:
