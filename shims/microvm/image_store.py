@@ -16,8 +16,16 @@ from shims.microvm import superblock
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["boot_id", "collect", "discard", "intact_fstype", "is_at", "note", "noted_facts",
-           "verify"]
+__all__ = [
+    "boot_id",
+    "collect",
+    "discard",
+    "intact_fstype",
+    "is_at",
+    "note",
+    "noted_facts",
+    "verify",
+]
 
 _READ = 1 << 20
 
