@@ -196,10 +196,7 @@ class _Builder:
         return Rootfs(layers=(), upper=None, share=source, readonly=self._readonly)
 
     async def _shared(self, directory: str) -> Rootfs:
-        # Not nosuid or nodev: it is a root file system, and the guest's devices are not ours.
-        options = ShareOptions(
-            readonly=self._readonly, nosuid=False, nodev=False, devices=not self._readonly
-        )
+        options = ShareOptions(readonly=self._readonly)
         share = await self._owned.enter_async_context(
             start_share(
                 directory, f"root-{self._name}", run_dir=self._means.run_dir, options=options,
