@@ -10,7 +10,8 @@ An image is erofs, which is small and quick to make. Where mkfs.erofs is missing
 ext4: larger, with times in whole seconds, but complete.
 
 Writes one line of JSON to stdout as soon as the image can be used, then syncs it and notes its
-hash, at lowest priority. Until that is done the image counts for this boot of the host only.
+hash, at lowest priority. Until that is done the image counts for this boot of the host only. If it
+cannot be made, the line says why, and how many bytes of the disk it would take.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _CHUNK = 1 << 16
 _CHUNKED_UP_TO = 256 << 20
 """Bytes that may be packed in that way: mkfs.erofs reads and hashes holes, and all other files, at
 100 to 160 MB/s. mke2fs skips them."""
+_METADATA = 16 << 20
 _NICE = 19
 _READ = 1 << 20
 
@@ -62,7 +64,7 @@ def main() -> None:
         syscalls.die_with_parent(request["parent"])
         built = _build(request)
     except (_Failed, OSError) as error:
-        _answer({"error": str(error)})
+        _answer({"error": str(error), "needs": request.get("needs", 0)})
         sys.exit(1)
     _answer({"error": "", "fstype": built.fstype})
     if request["name"] and built.fstype:
@@ -129,6 +131,7 @@ def _make(request: dict[str, Any], image: int) -> str:
     syscalls.keep_capabilities(_CAPABILITIES)
     os.set_inheritable(image, True)
     survey = _survey(tree)
+    request["needs"] = survey.bytes + survey.bytes // 4 + survey.files * 512 + _METADATA
     try:
         fstype, said = "erofs", _make_erofs(request, image, tree, survey)
         if not superblock.is_whole(image, fstype):

@@ -174,10 +174,10 @@ async def test_a_changed_layer_is_another_image(cache: ImageCache, layer: str) -
 
 
 async def test_many_tasks_share_one_build(cache: ImageCache, layer: str) -> None:
-    images = await asyncio.gather(*(cache.image([layer]) for _ in range(10)))
-    assert len({os.fstat(image.fd).st_ino for image in images}) == 1
+    found = await asyncio.gather(*(cache.image([layer]) for _ in range(10)))
+    assert len({os.fstat(image.fd).st_ino for image in found}) == 1
     assert cache.builds == 1
-    for image in images:
+    for image in found:
         image.close()
 
 
@@ -272,47 +272,6 @@ async def test_verify_reads_what_opening_does_not(cache: ImageCache, layer: str)
         file.write(b"flip")
     assert list(image_store.verify(cache.directory).values()) == ["its content is not as published"]
     assert not _files(cache, ".image")
-
-
-async def test_the_longest_unused_images_go_first_and_used_ones_not_at_all(
-    cache: ImageCache, tmp_path: Path
-) -> None:
-    images: list[CachedImage] = []
-    for number in range(4):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        (directory / "file").write_bytes(os.urandom(100_000))
-        images.append(await cache.image([str(directory)]))
-    await _settled(cache)
-    paths = [cache.directory / f"{key}.image" for key in _keys(cache, images)]
-    for age, path in enumerate(paths):
-        os.utime(path, (age, age))
-    for image in images[1:]:
-        image.close()
-    removed = image_store.collect(cache.directory, limit=250_000)
-    assert removed == [paths[1].stem, paths[2].stem]
-    assert [path.exists() for path in paths] == [True, False, False, True]
-    assert not (cache.directory / f"{paths[1].stem}.json").exists()
-    images[0].close()
-
-
-def _keys(cache: ImageCache, images: list[CachedImage]) -> list[str]:
-    return [
-        next(path.stem for path in _files(cache, ".image") if path.stem.startswith(i.serial[2:]))
-        for i in images
-    ]
-
-
-async def test_the_cache_keeps_below_its_limit_by_itself(tmp_path: Path) -> None:
-    cache = ImageCache(tmp_path / "cache", limit=150_000)
-    for number in range(3):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        (directory / "file").write_bytes(os.urandom(100_000))
-        (await cache.image([str(directory)])).close()
-        await _settled(cache)
-    assert len(_files(cache, ".image")) <= 2
-    await cache.close()
 
 
 async def test_a_builder_that_is_killed_leaves_nothing_in_the_way(
