@@ -21,6 +21,7 @@ from shims.guest.push import push_volume
 from shims.microvm.image_store import collect
 from shims.microvm.images import ImageCache
 from shims.microvm.machine import start_machine
+from shims.microvm.plan import SHARE_PORTS
 from shims.microvm.rootfs import Means, PreparedRootfs, needs_share, prepare_rootfs
 from shims.microvm.virtiofs import ShareOptions, start_share
 from tests.microvm import trees
@@ -359,3 +360,28 @@ async def test_volumes_by_share_and_by_push(
     assert (tmp_path / "rw/new").read_text() == "made\n"
     assert (tmp_path / "around/file").read_text() == "before\nafter\n"
     assert not list((tmp_path / "ro").iterdir())
+
+
+@pytest.mark.virtiofs
+async def test_every_port_carries_a_share(
+    host: Host, means: Means, shell: Mount, tmp_path: Path
+) -> None:
+    numbers = range(len(SHARE_PORTS))
+    async with AsyncExitStack() as owned:
+        prepared = await prepare_rootfs([shell], "c1", means)
+        owned.push_async_callback(prepared.close)
+        for number in numbers:
+            (tmp_path / f"v{number}").mkdir()
+            (tmp_path / f"v{number}/name").write_text(f"{number}\n")
+            prepared.shares.append(await owned.enter_async_context(
+                start_share(str(tmp_path / f"v{number}"), f"v{number}", run_dir=host.run_dir)
+            ))  # fmt: skip
+        machine = await owned.enter_async_context(start_machine(host.config(shares=True)))
+        await _attach(machine, prepared)
+        said = await _run(
+            machine, prepared, _script("cat /v?/name"),
+            mounts=[{"destination": f"/v{number}", "type": "bind", "source": "x",
+                     "options": ["rbind", "rw"]} for number in numbers],
+            sources={number: GuestSource(kind="share", name=f"v{number}") for number in numbers},
+        )  # fmt: skip
+    assert said.split() == [str(number) for number in numbers]
