@@ -16,6 +16,7 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Share", "ShareOptions", "Virtiofsd", "find_virtiofsd", "start_share"]
 
 _GRACE = 0.5
+_SOCKET = ".share-"
+_STALE = 60.0
+"""Seconds; a socket has its name for less than one."""
 LONGEST_TAG = 36
 """Bytes that the virtio-fs device has for it."""
 SINGLE_FILE = "file"
@@ -208,8 +212,8 @@ def _open_source(source: str) -> tuple[int, bool]:
 def _socket_pair(run_dir: Path) -> tuple[socket.socket, socket.socket]:
     """Return a listening socket for virtiofsd, and one that is connected to it already."""
     ensure_private_dir(run_dir)
-    name = f".share-{os.urandom(8).hex()}"
-    place = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = f"{_SOCKET}{os.urandom(8).hex()}"
+    place = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -219,6 +223,7 @@ def _socket_pair(run_dir: Path) -> tuple[socket.socket, socket.socket]:
         listener.listen(1)
         client.connect(address)
         os.unlink(name, dir_fd=place)
+        _sweep(place)
     except OSError as error:
         listener.close()
         client.close()
@@ -226,6 +231,17 @@ def _socket_pair(run_dir: Path) -> tuple[socket.socket, socket.socket]:
     finally:
         os.close(place)
     return listener, client
+
+
+def _sweep(place: int) -> None:
+    """Remove the sockets of shims that were killed in the moment in which they have a name."""
+    oldest = time.time() - _STALE
+    for name in os.listdir(place):
+        try:
+            if name.startswith(_SOCKET) and os.stat(name, dir_fd=place).st_mtime < oldest:
+                os.unlink(name, dir_fd=place)
+        except FileNotFoundError:
+            pass  # another did it
 
 
 def _procs_files(cgroup: Cgroup | None) -> list[str]:

@@ -246,6 +246,20 @@ async def test_an_end_of_the_connection_ends_virtiofsd(tmp_path: Path) -> None:
         await asyncio.wait_for(asyncio.shield(share.exited), 10)
 
 
+async def test_sockets_of_dead_shims_are_swept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".share-old", ".share-new", "other"):
+        (run / name).touch()
+    for name in (".share-old", "other"):
+        os.utime(run / name, (0, 0))
+    async with start_share(str(tmp_path), "v0", run_dir=run) as share:
+        await _worker(share)
+    assert sorted(os.listdir(run)) == [".share-new", "other"]
+    for path in run.iterdir():
+        path.unlink()
+
+
 async def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     cases = [("absent", "v0", "No such file"), ("fifo", "v0", "a file or directory")]
