@@ -130,7 +130,7 @@ def _snapshot(run_dir: Path) -> dict[str, set[str]]:
         except FileNotFoundError:
             continue
     # Not the parents, which stay; of the one that all VMs share, what has a name of ours.
-    patterns = (f"void-test-{os.getpid()}/*", f"void-shims/void-t{os.getpid()}-*")
+    patterns = (f"void-test-{os.getpid()}/void-*", f"void-shims/void-t{os.getpid()}-*")
     groups = {
         str(path)
         for hierarchy in find_hierarchies()
