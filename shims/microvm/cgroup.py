@@ -36,9 +36,7 @@ __all__ = [
 
 _DEFAULT_PARENT = "/void-shims"
 _V1_INHERITED = ("cpuset.cpus", "cpuset.mems")
-_CREATE_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 3
-_MANAGED = (".slice/", "kubepods")
 
 
 @dataclass(frozen=True)
@@ -108,18 +106,13 @@ class Cgroup:
         return 0
 
     def remove(self) -> None:
-        """Remove the group, and parents that it leaves empty unless they belong to a manager.
+        """Remove the group. What still holds a process stays. May be repeated.
 
-        What still holds a process stays. Empty parents below a systemd slice or the kubelet's
-        root are theirs to remove. May be repeated.
+        Never a parent, empty or not: it is an operator's or a manager's, with limits that would go
+        with it; and one that ``create`` had to make is left as runc leaves it.
         """
-        managed = any(mark in self.path for mark in _MANAGED)
         for hierarchy in self.hierarchies:
-            directory = self._directory(hierarchy)
-            while _remove(directory) and not managed:
-                directory = os.path.dirname(directory)
-                if len(directory) <= len(hierarchy.mount):
-                    break
+            _remove(self._directory(hierarchy))
 
     def _directory(self, hierarchy: Hierarchy) -> str:
         return hierarchy.mount + self.path
@@ -215,18 +208,6 @@ _MOUNT_FLAGS = frozenset({"rw", "ro", "xattr", "clone_children", "noprefix", "cp
 
 
 def _create(hierarchy: Hierarchy, path: str) -> None:
-    for attempt in range(_CREATE_ATTEMPTS):
-        try:
-            _create_once(hierarchy, path)
-        except FileNotFoundError:
-            # Another VM's end removed a parent that was empty until we came.
-            if attempt + 1 == _CREATE_ATTEMPTS:
-                raise
-        else:
-            return
-
-
-def _create_once(hierarchy: Hierarchy, path: str) -> None:
     directory = hierarchy.mount
     for part in path.strip("/").split("/"):
         if hierarchy.version == 2:
@@ -269,19 +250,16 @@ def _limit_memory(hierarchy: Hierarchy, directory: str, limit: int) -> None:
         _write(f"{directory}/memory.max", str(limit))
 
 
-def _remove(directory: str) -> bool:
+def _remove(directory: str) -> None:
     for _ in range(_REMOVE_ATTEMPTS):
         try:
             os.rmdir(directory)
-        except FileNotFoundError:
-            return True
         except OSError as error:
             # EBUSY right after a process's end: v1 lets go of it a moment later.
             if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                return False
-            continue
-        return True
-    return False
+                return
+        else:
+            return
 
 
 def _write(path: str, text: str) -> None:

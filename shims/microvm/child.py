@@ -7,6 +7,7 @@ cannot hit a stranger who got the same number.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Child"]
 
+log = logging.getLogger("shims.microvm")
+
 _MOST_KEPT = 1 << 16
 _READ = 1 << 14
+_END_TIMEOUT = 5.0
+"""Seconds until a killed process must be gone."""
 
 
 class Child:
@@ -38,13 +43,19 @@ class Child:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.pid = self._process.pid
+        self._name = argv[0]
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            with self._process:  # which closes its pipes and reaps it
+                self._process.kill()
+            raise
         self.exited: asyncio.Future[int] = loop.create_future()
         """Exit code, negative for a signal."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._answer = _Pipe(self._process.stdout)
         self._errors = _Pipe(self._process.stderr)
-        self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._pidfd, self._collect)
 
     async def answer(self) -> bytes:
@@ -56,23 +67,32 @@ class Child:
         self._errors.read()
         return self._errors.kept.decode(errors="replace").strip()
 
-    async def end(self) -> int:
-        """Kill the process and its group unless it is gone; return its exit code. Repeatable."""
+    async def end(self) -> int | None:
+        """Kill the process and its group unless it is gone; return its exit code. Repeatable.
+
+        None for a process that sleeps where not even SIGKILL reaches it, on a disk that does not
+        answer, say. That is logged; it is reaped when it dies after all.
+        """
+        if not self.exited.done():
+            self._kill_group()
+            await asyncio.wait([self.exited], timeout=_END_TIMEOUT)
+        if not self.exited.done():
+            log.error("%s (process %d) does not die", self._name, self.pid)
+            return None
+        return self.exited.result()
+
+    def _kill_group(self) -> None:
+        """Call before the leader is reaped: then the number of its group is free."""
         try:
-            os.killpg(self.pid, signal.SIGKILL)  # the leader is not reaped before `exited`
+            os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        return await asyncio.shield(self.exited)
 
     def _collect(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        # What the process leaves of its group must not live on; the number is free after wait().
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        self._kill_group()  # what the process leaves of it must not live on
         code = self._process.wait()
         for pipe in (self._answer, self._errors):
             pipe.read()

@@ -179,8 +179,13 @@ class HotPlug:
         """
         if tag in self._shares:
             raise AlreadyExists(f"share {tag} is plugged in already")
+        if not self._ports and not self._shares:
+            raise Conflict("the VM has no port for a share", hint="start it with shares=True")
         if not self._ports:
-            raise Conflict("the VM has no free port for a share", hint="start it with shares=True")
+            raise Conflict(
+                f"the VM has {len(SHARE_PORTS)} shared directories, and has no port for one more",
+                hint="mount one directory that holds several of them",
+            )
         port = self._ports.pop(0)
         self._shares[tag] = port
         backend = {

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from shims.microvm import superblock
@@ -16,9 +17,20 @@ from shims.microvm import superblock
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["boot_id", "collect", "discard", "intact_fstype", "note", "noted_facts", "verify"]
+__all__ = [
+    "boot_id",
+    "collect",
+    "discard",
+    "intact_fstype",
+    "is_at",
+    "note",
+    "noted_facts",
+    "verify",
+]
 
 _READ = 1 << 20
+_NOTE_TAKES = 3600.0
+"""Seconds; whoever has not replaced a note by then is dead."""
 
 
 def boot_id() -> str:
@@ -86,17 +98,26 @@ def _hash(fd: int) -> str:
     return digest.hexdigest()
 
 
+def is_at(path: str | Path, fd: int) -> bool:
+    """Tell whether ``path`` is still the file that is open as ``fd``."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
 def discard(directory: Path, key: str) -> None:
     """Remove an image. VMs that have it open keep it."""
     for suffix in ("image", "json"):
         (directory / f"{key}.{suffix}").unlink(missing_ok=True)
 
 
-def collect(directory: Path, limit: int) -> list[str]:
+def collect(directory: Path, limit: int, *, free: int = 0, keep: str = "") -> list[str]:
     """Remove images until those left take at most ``limit`` bytes; return the keys removed.
 
-    The longest unused go first. An image that a VM has open stays, and so does a draft that a
-    builder works on; what dead builders left goes in any case.
+    Nor until ``free`` bytes of the disk are free. The longest unused go first. An image that a VM
+    has open stays, and so does ``keep``, and a draft that a builder works on; what dead builders
+    left goes in any case.
     """
     removed: list[str] = []
     images: list[tuple[int, int, str]] = []
@@ -107,17 +128,29 @@ def collect(directory: Path, limit: int) -> list[str]:
             continue
         if path.suffix == ".image":
             images.append((found.st_mtime_ns, found.st_blocks * 512, path.stem))
-        elif path.suffix == ".part":
+        elif path.suffix in (".part", ".lock"):
             _remove_unlocked(path)
+        elif path.suffix == ".note" and found.st_mtime < time.time() - _NOTE_TAKES:
+            path.unlink(missing_ok=True)
     total = sum(size for _, size, _ in images)
+    short = free - _free_bytes(directory)
     for _, size, key in sorted(images):
-        if total <= limit:
+        if total <= limit and short <= 0:
             break
-        if _remove_unlocked(directory / f"{key}.image"):
+        if key != keep and _remove_unlocked(directory / f"{key}.image"):
             discard(directory, key)
             removed.append(key)
             total -= size
+            short -= size
     return removed
+
+
+def _free_bytes(directory: Path) -> int:
+    try:
+        found = os.statvfs(directory)
+    except FileNotFoundError:
+        return 0
+    return found.f_bavail * found.f_frsize
 
 
 def _remove_unlocked(path: Path) -> bool:
@@ -127,7 +160,8 @@ def _remove_unlocked(path: Path) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if is_at(path, fd):
+            path.unlink()  # nobody else may: we have the lock of what is there
     except BlockingIOError:
         return False
     finally:

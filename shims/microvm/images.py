@@ -9,6 +9,7 @@ helper process (``mkimage``), once when many ask at the same time, and published
     STATE/images/<key>.image   the image
                  <key>.json    its size and hash, the layers it is of, the boot it is valid for
                  <key>.part    under construction, locked by its builder
+                 <key>.lock    at which builders of the same image wait for each other
 
 An image in use has a shared flock on its open file, which QEMU's descriptor keeps as long as the
 VM lives, even when the shim is gone; ``collect`` leaves such images alone.
@@ -38,6 +39,8 @@ __all__ = ["CachedImage", "ImageCache", "ImageFailed"]
 
 _FORMAT = 1
 DEFAULT_LIMIT = 20 << 30
+_KEEP_FREE = 1 << 30
+"""Bytes of the disk that the cache leaves to others."""
 _BUILD_TIMEOUT = 100.0
 """Seconds for one image, some 20 GB. A builder that takes longer would lose its client: kubelet
 gives Create two minutes."""
@@ -163,7 +166,7 @@ class ImageCache:
         ensure_private_dir(self.directory)
         request = {**self._request(layers), "name": key, "options": options, "uuid": _uuid(key)}
         await self._run(request)
-        collect(self.directory, self._limit)
+        collect(self.directory, self._limit, free=_KEEP_FREE, keep=key)
 
     def _request(self, layers: Sequence[str]) -> dict[str, Any]:
         place = self.directory / ".mount"  # only a place: what is mounted there nobody else sees
@@ -174,12 +177,18 @@ class ImageCache:
         }  # fmt: skip
 
     async def _run(self, request: dict[str, Any], pass_fds: Sequence[int] = ()) -> str:
-        """Run the helper until it answers, with the file system that it made.
-
-        What it does afterwards it does beside us.
-        """
+        """Make an image; if the disk is too full for it, once more when older ones have gone."""
         if os.geteuid() != 0:
             raise NotSupported("images of layers need root", hint="run the shim as root")
+        answer = await self._ask(request, pass_fds)
+        if answer["error"] and collect(self.directory, self._limit, free=answer["needs"]):
+            answer = await self._ask(request, pass_fds)
+        if answer["error"]:
+            raise ImageFailed(answer["error"])
+        return str(answer["fstype"])
+
+    async def _ask(self, request: dict[str, Any], pass_fds: Sequence[int]) -> dict[str, Any]:
+        """Run the helper until it answers. What it does afterwards it does beside us."""
         argv = helper_argv("shims.microvm.mkimage", request)
         self.builds += 1
         helper = Child(argv, helper_environment(), pass_fds)
@@ -187,7 +196,7 @@ class ImageCache:
         helper.exited.add_done_callback(lambda _: self.helpers.discard(helper))
         try:
             line = await helper.answer()
-            answer = json.loads(line or b"{}")
+            answer: dict[str, Any] = json.loads(line or b"{}")
         except BaseException:
             await helper.end()
             raise
@@ -196,8 +205,7 @@ class ImageCache:
             raise ImageFailed(f"the image builder died ({status}): {helper.said()[-200:]}")
         if answer["error"]:
             await helper.end()
-            raise ImageFailed(answer["error"])
-        return str(answer["fstype"])
+        return answer
 
 
 def _key(layers: Sequence[str], options: Sequence[str]) -> str:

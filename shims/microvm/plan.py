@@ -38,8 +38,8 @@ DISK_BUS = "scsi0.0"
 """SCSI bus that disks are plugged into."""
 SLOT_BYTES = 1 << 44
 """Size of the disks in slots as the guest sees them: the largest that may come."""
-SHARE_PORTS = tuple(f"share{n}" for n in range(4))
-"""PCI ports that virtiofs devices are plugged into, one each."""
+SHARE_PORTS = tuple(f"share{n}" for n in range(8))
+"""PCI ports that virtiofs devices are plugged into, one each. A clone pays about a MiB for each."""
 NETWORK_MAC = "02:76:6f:69:64:00"
 """MAC of the NIC at boot. Locally administered; the guest takes the pod's MAC by netlink later."""
 

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 
+from shims.core.errors import TargetError
+
 __all__ = ["Process"]
 
 
@@ -13,11 +15,21 @@ class Process:
     """A running child: its exit as a future, signals without the danger of a recycled pid."""
 
     def __init__(self, pid: int, failures: int) -> None:
+        """Watch the child ``pid``; ``failures`` is the pipe in which it says why it did not run.
+
+        Raises ``TargetError`` when it cannot be watched; then it is gone, and the pipe closed.
+        """
         self.pid = pid
         self.failure = ""
         """Why the program never ran; known once ``exited`` is done."""
         self._failures = failures
-        self._pidfd = os.pidfd_open(pid)
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.close(failures)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TargetError(f"cannot watch process {pid}: {error.strerror}") from error
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Exit code, negative for a signal, as of ``os.waitstatus_to_exitcode``."""

@@ -160,7 +160,7 @@ class _Builder:
         if mount.type == "bind":
             return await self._bind(mount)
         if mount.type in _BLOCK_TYPES:
-            return self._block(mount)
+            return await self._block(mount)
         raise InputError(f"{_FIELD}[0].type", mount.type,
                          ", ".join(("overlay", "bind", *_BLOCK_TYPES)))  # fmt: skip
 
@@ -174,32 +174,29 @@ class _Builder:
         if upper and _has_entries(upper):
             image = await self._means.cache.layer(upper, f"x-{self._name}")
             layers.insert(0, self._disk(image.fd, image.serial, image.fstype))
-        return self._layered(layers, readonly=not upper or "ro" in mount.options)
+        return await self._layered(layers, readonly=not upper or "ro" in mount.options)
 
     async def _bind(self, mount: HostMount) -> Rootfs:
         if not os.path.isdir(mount.source):
             raise InputError(f"{_FIELD}[0].source", mount.source, "a directory")
         if "ro" not in mount.options:
             return await self._shared(mount.source)
-        return self._layered([await self._chain([mount.source], ())], readonly=True)
+        return await self._layered([await self._chain([mount.source], ())], readonly=True)
 
     async def _chain(self, lowers: Sequence[str], options: Sequence[str]) -> GuestSource:
         image = await self._means.cache.image(lowers, options)
         return self._disk(image.fd, image.serial, image.fstype)
 
-    def _block(self, mount: HostMount) -> Rootfs:
+    async def _block(self, mount: HostMount) -> Rootfs:
         readonly = "ro" in mount.options or mount.type in _IMAGES
         fd = _open_block(mount.source, readonly=readonly)
         source = self._disk(fd, f"b-{self._name}", mount.type, readonly=readonly)
         if readonly:
-            return self._layered([source], readonly="ro" in mount.options)
+            return await self._layered([source], readonly="ro" in mount.options)
         return Rootfs(layers=(), upper=None, share=source, readonly=self._readonly)
 
     async def _shared(self, directory: str) -> Rootfs:
-        # Not nosuid or nodev: it is a root file system, and the guest's devices are not ours.
-        options = ShareOptions(
-            readonly=self._readonly, nosuid=False, nodev=False, devices=not self._readonly
-        )
+        options = ShareOptions(readonly=self._readonly)
         share = await self._owned.enter_async_context(
             start_share(
                 directory, f"root-{self._name}", run_dir=self._means.run_dir, options=options,
@@ -214,7 +211,7 @@ class _Builder:
             return Rootfs(layers=(source,), upper=None, share=None, readonly=True)
         return Rootfs(layers=(), upper=None, share=source, readonly=False)
 
-    def _layered(self, layers: Sequence[GuestSource], *, readonly: bool) -> Rootfs:
+    async def _layered(self, layers: Sequence[GuestSource], *, readonly: bool) -> Rootfs:
         """Return layers with a scratch disk on top, where anything can be written at all.
 
         A read-only root gets a tmpfs instead: void-init still makes mount points in it.
@@ -222,7 +219,7 @@ class _Builder:
         readonly = readonly or self._readonly
         upper = None
         if not readonly:
-            scratch = create_scratch(self._means.scratch_dir, self._means.scratch_size)
+            scratch = await create_scratch(self._means.scratch_dir, self._means.scratch_size)
             upper = self._disk(scratch.fd, f"u-{self._name}", "ext4", readonly=False, scratch=True)
         return Rootfs(layers=tuple(layers), upper=upper, share=None, readonly=readonly)
 

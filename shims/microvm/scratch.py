@@ -9,14 +9,16 @@ Nobody but us stores it, so that checksums of its metadata would only cost the g
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shims.core.errors import InputError, TargetError
+from shims.core.errors import DeadlineExceeded, InputError, TargetError
 from shims.core.paths import ensure_private_dir
+from shims.microvm.child import Child
 from shims.microvm.helpers import helper_environment
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ _FEATURES = "^has_journal,^resize_inode,^orphan_file,^64bit,sparse_super2,^metad
 _EXTENDED = "lazy_itable_init=1,assume_storage_prezeroed=1,nodiscard,num_backup_sb=0,root_owner=0:0"
 _UUID = "76d0e5c0-0000-4000-8000-000000000001"
 _MKE2FS_TIMEOUT = 30.0
+_STALE = 3600.0
+"""Seconds after which a draft has no maker any more."""
+_MOST_TEMPLATES = 8
+"""Sizes are a matter of annotations: only those used last keep their template."""
 _HEADROOM = 64 << 20
 """Free bytes below which the host's disk counts as full."""
 _NO_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
@@ -55,12 +61,12 @@ class ScratchDisk:
         os.close(self.fd)
 
 
-def create_scratch(directory: Path, size: int = DEFAULT_SIZE) -> ScratchDisk:
+async def create_scratch(directory: Path, size: int = DEFAULT_SIZE) -> ScratchDisk:
     """Return a new, empty ext4 disk of ``size`` bytes, whose blocks ``directory`` provides.
 
     ``size`` is rounded up to a MiB. Takes a millisecond, and ten the first time for a size.
     Raises ``InputError`` for a size out of range, ``TargetError`` when the host's disk is full or
-    it has no mke2fs.
+    it has no mke2fs, ``DeadlineExceeded`` when that does not end.
     """
     if not SMALLEST <= size <= LARGEST:
         raise InputError("scratch_size", size, f"{SMALLEST} to {LARGEST} bytes")
@@ -69,41 +75,82 @@ def create_scratch(directory: Path, size: int = DEFAULT_SIZE) -> ScratchDisk:
     free = os.statvfs(directory)
     if free.f_bavail * free.f_frsize < _HEADROOM:
         raise TargetError(f"the disk of {directory} is full", hint="void-guest gc, or free space")
-    template = directory / f"empty-{_VERSION}-{size}.ext4"
-    if not template.exists():
-        _make_template(template, size)
-    fd = _nameless(directory)
-    try:
-        os.ftruncate(fd, size)
-        with template.open("rb") as source:
+    with os.fdopen(await _template(directory, size), "rb") as source:
+        fd = _nameless(directory)
+        try:
+            os.ftruncate(fd, size)
             _copy_data(source.fileno(), fd)
-    except BaseException:
-        os.close(fd)
-        raise
+        except BaseException:
+            os.close(fd)
+            raise
     return ScratchDisk(fd, size)
 
 
-def _make_template(template: Path, size: int) -> None:
+async def _template(directory: Path, size: int) -> int:
+    """Return an open empty file system of that size, made if there is none."""
+    path = directory / f"empty-{_VERSION}-{size}.ext4"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = await _make_template(path, size)
+        _sweep(directory)
+    os.utime(fd)  # its last use
+    return fd
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed shims left, and the templates that are unused for longest."""
+    templates: list[tuple[float, str]] = []
+    for entry in os.scandir(directory):
+        try:
+            changed = entry.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if entry.name.endswith(".ext4"):
+            templates.append((changed, entry.path))
+        elif changed < time.time() - _STALE:
+            _unlink(entry.path)
+    for _, path in sorted(templates)[:-_MOST_TEMPLATES]:
+        _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+async def _make_template(template: Path, size: int) -> int:
     fd, draft = _new_file(template.parent)
     try:
         os.ftruncate(fd, size)
-        done = subprocess.run(
-            ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384",
-             "-m", "0", "-G", "256", "-U", _UUID, "-O", _FEATURES, "-E", _EXTENDED, draft],
-            env=helper_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=_MKE2FS_TIMEOUT, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"it exited with {done.returncode}"]
-            raise TargetError(f"mke2fs cannot make a disk of {size} bytes: {said[-1]}")
+        await _run_mke2fs(draft, size)
         os.fsync(fd)
         os.rename(draft, template)
+    except BaseException:
+        os.close(fd)
+        _unlink(draft)
+        raise
+    return fd
+
+
+async def _run_mke2fs(draft: str, size: int) -> None:
+    argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
+            "-G", "256", "-U", _UUID, "-O", _FEATURES, "-E", _EXTENDED, draft]  # fmt: skip
+    try:
+        child = Child(argv, helper_environment(), ())
     except FileNotFoundError as error:
         raise TargetError("the host has no mke2fs", hint="apt-get install e2fsprogs") from error
+    try:
+        await asyncio.wait([child.exited], timeout=_MKE2FS_TIMEOUT)
+        if not child.exited.done():
+            raise DeadlineExceeded(f"no disk of {size} bytes after {_MKE2FS_TIMEOUT:g} s")
     finally:
-        os.close(fd)
-        if os.path.exists(draft):
-            os.unlink(draft)
+        await child.end()
+    if code := child.exited.result():
+        said = child.said().splitlines() or [f"it exited with {code}"]
+        raise TargetError(f"mke2fs cannot make a disk of {size} bytes: {said[-1]}")
 
 
 def _nameless(directory: Path) -> int:

@@ -5,11 +5,15 @@ symbolic link exchanged meanwhile nor an odd character in its name matters. It i
 private tmpfs in a mount namespace of our own, with the flags that were asked for: a guest cannot
 talk the host's kernel out of a read-only mount. A single file is bound into a directory in which
 nothing else is, and which nobody can write. All of it is gone when virtiofsd is.
+
+virtiofsd is root, for files keep their owners, but root of a user namespace of its own, entered
+when the mounts are made: what it may do to the files of its share it may do to nothing else.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from typing import Any, NoReturn
 
@@ -24,6 +28,10 @@ FILE_NAME = "file"
 """The name that a single file has in its share, whatever it is called on the host."""
 
 _SHARE = f"{PLACE}/share"
+_SETTING_UP = frozenset({8, 21})
+"""SETPCAP and SYS_ADMIN: virtiofsd moves its worker to namespaces and takes these from it."""
+_MOST_FILES = 1_000_000
+"""Each file that the guest knows takes one. virtiofsd would ask for as many, but may not."""
 
 
 def main() -> None:
@@ -39,6 +47,8 @@ def main() -> None:
         program = os.open(request["program"], os.O_RDONLY | os.O_CLOEXEC)
         step = "stage the share"
         _stage(request)
+        step = "enter a user namespace (is user.max_user_namespaces 0?)"
+        _leave_privileges(request)
         step = "run virtiofsd"
         _become(program, request)
     except OSError as error:
@@ -59,9 +69,19 @@ def _stage(request: dict[str, Any]) -> None:
         target = f"{_SHARE}/{FILE_NAME}"
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
     syscalls.attach_tree(tree, target.encode())
-    if request["flags"]:
-        syscalls.protect_mounts(target.encode(), request["flags"], recursive=recursive)
+    syscalls.protect_mounts(target.encode(), request["flags"], recursive=recursive)
     syscalls.protect_mounts(PLACE.encode(), syscalls.MS_RDONLY, recursive=False)
+
+
+def _leave_privileges(request: dict[str, Any]) -> None:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_MOST_FILES, _MOST_FILES))
+    except ValueError:
+        pass  # not permitted: then virtiofsd has what we have
+    os.setgroups([])
+    syscalls.enter_user_namespace()
+    syscalls.keep_capabilities(_SETTING_UP | frozenset(request["capabilities"]))
+    syscalls.die_with_parent(request["parent"])  # again: it is forgotten when ids or rights change
 
 
 def _become(program: int, request: dict[str, Any]) -> NoReturn:

@@ -7,6 +7,7 @@ Every function raises ``OSError`` with the errno of the call.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 
@@ -23,6 +24,7 @@ __all__ = [
     "clone_tree",
     "die_with_parent",
     "enter_private_mounts",
+    "enter_user_namespace",
     "keep_capabilities",
     "mount",
     "protect_mounts",
@@ -32,7 +34,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 
 _AT_FDCWD = -100
-_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 """The same numbers on every architecture."""
@@ -64,6 +66,43 @@ def enter_private_mounts() -> None:
     """Move to a mount namespace of our own, from which no mount reaches the host's."""
     _check(_libc.unshare(_CLONE_NEWNS), "unshare")
     mount(b"none", b"/", b"", MS_REC | MS_PRIVATE)
+
+
+def enter_user_namespace() -> None:
+    """Move to a user namespace of our own, in which every id means what it means outside.
+
+    Files keep their owners, and our capabilities hold for files and for what we make in there, but
+    for nothing else of the host's. Only single-threaded processes can do that.
+    """
+    texts = {kind: _identity(f"/proc/self/{kind}_map") for kind in ("uid", "gid")}
+    ours = os.getpid()
+    entered, tell = os.pipe()
+    # Only somebody who stays outside may map more than one id.
+    writer = os.fork()
+    if writer == 0:
+        try:
+            os.close(tell)
+            os.read(entered, 1)
+            for kind, text in texts.items():
+                with open(f"/proc/{ours}/{kind}_map", "w") as file:
+                    file.write(text)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(entered)
+    try:
+        _check(_libc.unshare(_CLONE_NEWUSER), "unshare")
+    finally:
+        os.close(tell)
+        _, status = os.waitpid(writer, 0)
+    if status:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), "uid_map")
+
+
+def _identity(path: str) -> str:
+    with open(path) as file:
+        ranges = [line.split() for line in file]
+    return "".join(f"{first} {first} {count}\n" for first, _, count in ranges)
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes = b"") -> None:

@@ -2,9 +2,11 @@
 
 virtiofsd comes in two dialects, QEMU's own in C (until 8.0, Debian 12 has 7.2) and its successor in
 Rust; both take the listening socket as a descriptor, and we connect to it before it runs, so
-nobody waits for a path to appear. It runs as root, because a file's owner in the guest is its
-owner on the host, but with the capabilities that its share needs, a seccomp filter, its own pid,
-network and mount namespaces, and nothing mounted but the share (``staging``).
+nobody waits for a path to appear. It is root, because a file's owner in the guest is its owner on
+the host, but root of a user namespace of its own (``staging``), with the capabilities that its
+share needs, a seccomp filter, its own pid, network and mount namespaces, and nothing mounted but
+the share. Such a root cannot make device nodes, on no file system (mknod(2)): the guest cannot
+either, in a share.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,17 +34,23 @@ if TYPE_CHECKING:
 __all__ = ["Share", "ShareOptions", "Virtiofsd", "find_virtiofsd", "start_share"]
 
 _GRACE = 0.5
+_SOCKET = ".share-"
+_STALE = 60.0
+"""Seconds; a socket has its name for less than one."""
 LONGEST_TAG = 36
 """Bytes that the virtio-fs device has for it."""
 SINGLE_FILE = "file"
 """Where a shared file is, below the root of its share."""
 
 _KNOWN_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
+_CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "setgid": 6, "setuid": 7,
+                 "mknod": 27, "setfcap": 31}  # fmt: skip
+"""What either dialect keeps unless told otherwise, by number."""
 _READING = frozenset({"dac_override", "fowner"})
 """``fowner``: overlayfs opens its lower files with O_NOATIME, which is for their owner only."""
-_WRITING = _READING | {"chown", "fsetid", "setgid", "setuid", "setfcap"}
-_MAKING_DEVICES = frozenset({"mknod"})
-_MS = {"readonly": 1, "nosuid": 2, "nodev": 4, "noexec": 8}
+_WRITING = frozenset(_CAPABILITIES) - {"mknod"}
+_NOSUID, _NODEV = 2, 4
+_MS = {"readonly": 1, "noexec": 8}
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,21 @@ class ShareOptions:
 
     readonly: bool = False
     nosuid: bool = True
-    nodev: bool = True
+    """Of no effect: the host's side is ``nosuid`` and ``nodev`` always, and what holds for the
+    guest is a matter of its own mount."""
     noexec: bool = False
     recursive: bool = True
     """With everything that is mounted below the source (``rbind``)."""
-    devices: bool = False
-    """The guest may make device nodes, as in a root file system of its own."""
 
     @property
     def mount_flags(self) -> int:
         """The MS_* flags of mount(2)."""
-        return sum(bit for name, bit in _MS.items() if getattr(self, name))
+        return _NOSUID | _NODEV | sum(bit for name, bit in _MS.items() if getattr(self, name))
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What virtiofsd needs: reading needs little."""
-        if self.readonly:
-            return _READING
-        return _WRITING | (_MAKING_DEVICES if self.devices else frozenset())
+        return _READING if self.readonly else _WRITING
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,7 @@ async def start_share(
                 "source": descriptor, "is_file": is_file, "listener": listener.fileno(),
                 "flags": options.mount_flags, "recursive": options.recursive,
                 "cgroups": _procs_files(cgroup),
+                "capabilities": sorted(_CAPABILITIES[name] for name in options.capabilities),
             }  # fmt: skip
             child = Child(
                 helper_argv("shims.microvm.staging", request),
@@ -205,8 +212,8 @@ def _open_source(source: str) -> tuple[int, bool]:
 def _socket_pair(run_dir: Path) -> tuple[socket.socket, socket.socket]:
     """Return a listening socket for virtiofsd, and one that is connected to it already."""
     ensure_private_dir(run_dir)
-    name = f".share-{os.urandom(8).hex()}"
-    place = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = f"{_SOCKET}{os.urandom(8).hex()}"
+    place = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -216,6 +223,7 @@ def _socket_pair(run_dir: Path) -> tuple[socket.socket, socket.socket]:
         listener.listen(1)
         client.connect(address)
         os.unlink(name, dir_fd=place)
+        _sweep(place)
     except OSError as error:
         listener.close()
         client.close()
@@ -223,6 +231,17 @@ def _socket_pair(run_dir: Path) -> tuple[socket.socket, socket.socket]:
     finally:
         os.close(place)
     return listener, client
+
+
+def _sweep(place: int) -> None:
+    """Remove the sockets of shims that were killed in the moment in which they have a name."""
+    oldest = time.time() - _STALE
+    for name in os.listdir(place):
+        try:
+            if name.startswith(_SOCKET) and os.stat(name, dir_fd=place).st_mtime < oldest:
+                os.unlink(name, dir_fd=place)
+        except FileNotFoundError:
+            pass  # another did it
 
 
 def _procs_files(cgroup: Cgroup | None) -> list[str]:
@@ -233,15 +252,15 @@ def _procs_files(cgroup: Cgroup | None) -> list[str]:
 
 def _argv(daemon: Virtiofsd, listener: int, options: ShareOptions) -> Sequence[str]:
     """Return the command line; ``@SHARE@`` stands for the staged directory."""
-    dropped = sorted((_WRITING | _MAKING_DEVICES) - options.capabilities)
+    dropped = sorted(set(_CAPABILITIES) - options.capabilities)
     changes = ":".join(f"-{name}" for name in dropped)
     if daemon.dialect == "c":
         settings = ["source=@SHARE@", "cache=auto", "sandbox=namespace", "xattr",
                     "announce_submounts", "log_level=warn"]  # fmt: skip
-        settings += [f"modcaps={changes}"] if changes else []
+        settings += [f"modcaps={changes}"]
         return [daemon.path, f"--fd={listener}", *(w for s in settings for w in ("-o", s))]
     words = ["--shared-dir=@SHARE@", "--cache=auto", "--sandbox=namespace", "--seccomp=kill",
              "--xattr", "--announce-submounts", "--inode-file-handles=never",
              "--log-level=warn"]  # fmt: skip
-    words += [f"--modcaps={changes}"] if changes else []
+    words += [f"--modcaps={changes}"]
     return [daemon.path, f"--fd={listener}", *words]

@@ -26,6 +26,15 @@ ROOT = Path(__file__).parents[2]
 KEEPER_TIMEOUT = 10.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cgroup_parents() -> Iterator[None]:
+    """Remove the parents of the tests' cgroups, which nobody else does."""
+    yield
+    for hierarchy in find_hierarchies():
+        for name, _, _ in os.walk(f"{hierarchy.mount}/void-test-{os.getpid()}", topdown=False):
+            os.rmdir(name)
+
+
 @pytest.fixture(scope="session")
 def guest_image(tmp_path_factory: pytest.TempPathFactory) -> GuestImage:
     """The guest image of this host's kernel and this tree's void-init, built once a session."""
@@ -120,8 +129,8 @@ def _snapshot(run_dir: Path) -> dict[str, set[str]]:
             fds[name] = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue
-    # Of the parent that all VMs on this host share, only what has a name of ours counts.
-    patterns = (f"void-test-{os.getpid()}", f"void-shims/void-t{os.getpid()}-*")
+    # Not the parents, which stay; of the one that all VMs share, what has a name of ours.
+    patterns = (f"void-test-{os.getpid()}/void-*", f"void-shims/void-t{os.getpid()}-*")
     groups = {
         str(path)
         for hierarchy in find_hierarchies()

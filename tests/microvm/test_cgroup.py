@@ -110,17 +110,17 @@ def test_join_kill_and_remove_on_this_host() -> None:
     group.remove()
     assert group.processes() == set()
     for hierarchy in group.hierarchies:
-        assert not Path(hierarchy.mount + os.path.dirname(group.path)).exists()
+        assert not Path(hierarchy.mount + group.path).exists()
 
 
 @pytest.mark.root
 def test_a_parent_that_another_vm_has_just_made_is_filled_before_it_is_joined() -> None:
-    top = f"void-test-{os.getpid()}"
+    top = f"void-test-{os.getpid()}/new"
     group = group_for(f"/{top}/x", "vm", find_hierarchies())
     cpusets = [h for h in group.hierarchies if "cpuset" in h.controllers]
     if not cpusets:
         pytest.skip("no cpuset of cgroup v1 is mounted here")
-    Path(cpusets[0].mount, top).mkdir()  # as it is between two steps of the other's creation
+    Path(cpusets[0].mount, top).mkdir(parents=True)  # as between two steps of a creation
     group.create()
     try:
         assert Path(cpusets[0].mount + group.path, "cpuset.cpus").read_text().strip()
@@ -135,7 +135,7 @@ def test_a_parent_that_another_vm_has_just_made_is_filled_before_it_is_joined() 
 
 @pytest.mark.root
 def test_many_that_come_and_go_do_not_disturb_each_other() -> None:
-    """Each makes its group, joins it and removes it with the parent that all share, many times."""
+    """Each makes its group, joins it and removes it, many times, in a parent that all share."""
     groups = [
         group_for(f"/void-test-{os.getpid()}/x", f"vm{n}", find_hierarchies()) for n in range(4)
     ]
@@ -146,8 +146,8 @@ def test_many_that_come_and_go_do_not_disturb_each_other() -> None:
             os._exit(_come_and_go(group))
         children.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
-    for hierarchy in groups[0].hierarchies:
-        assert not Path(hierarchy.mount, f"void-test-{os.getpid()}").exists()
+    for group in groups:
+        assert not any(Path(h.mount + group.path).exists() for h in group.hierarchies)
 
 
 def _come_and_go(group: Cgroup) -> int:
@@ -168,16 +168,22 @@ def _come_and_go(group: Cgroup) -> int:
 
 
 @pytest.mark.root
-def test_a_managers_empty_parents_stay() -> None:
-    root = f"/kubepods-test{os.getpid()}"
-    group = group_for(f"{root}/pod/x", "vm", find_hierarchies())
+@pytest.mark.parametrize("parent", ["tenant", "kubepods/pod"])
+def test_parents_stay_with_their_limits(parent: str) -> None:
+    group = group_for(f"/void-test-{os.getpid()}/{parent}/c", "vm", find_hierarchies())
+    places = [Path(hierarchy.mount + group.path) for hierarchy in group.hierarchies]
+    limits = [place.parent / "memory.limit_in_bytes" for place in places]
+    for place in places:
+        place.parent.mkdir(parents=True)  # by an operator
+    for limit in limits:
+        if limit.exists():
+            limit.write_text(str(1 << 30))
     group.create()
+    assert all(place.is_dir() for place in places)
     group.remove()
-    parents = [Path(f"{hierarchy.mount}{root}/pod") for hierarchy in group.hierarchies]
-    assert all(parent.is_dir() for parent in parents)
-    for parent in parents:
-        parent.rmdir()
-        parent.parent.rmdir()
+    assert not any(place.exists() for place in places)
+    assert all(place.parent.is_dir() for place in places)
+    assert {limit.read_text().strip() for limit in limits if limit.exists()} <= {str(1 << 30)}
 
 
 def test_a_refused_file_is_named(tmp_path: Path) -> None:

@@ -159,3 +159,17 @@ async def test_a_share_that_fails_leaves_its_port(disk: int, silent: bool) -> No
         vm.monitor.silent.clear()
         vm.monitor.refused.clear()
         await plug.attach_share("tag-0", ours)
+
+
+async def test_one_share_too_many_is_refused_with_a_way_out() -> None:
+    plug, _ = plugs(shares=True)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for number in range(8):
+            await plug.attach_share(f"tag-{number}", ours)
+        with pytest.raises(Conflict, match="8 shared directories") as refused:
+            await plug.attach_share("tag-8", ours)
+        assert refused.value.hint == "mount one directory that holds several of them"
+        without, _ = plugs()
+        with pytest.raises(Conflict, match="no port"):
+            await without.attach_share("tag-0", ours)

@@ -21,6 +21,7 @@ from shims.guest.push import push_volume
 from shims.microvm.image_store import collect
 from shims.microvm.images import ImageCache
 from shims.microvm.machine import start_machine
+from shims.microvm.plan import SHARE_PORTS
 from shims.microvm.rootfs import Means, PreparedRootfs, needs_share, prepare_rootfs
 from shims.microvm.virtiofs import ShareOptions, start_share
 from tests.microvm import trees
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.timeout(120)]
 HERE = Path(__file__).parent
 TIMEOUT = 60.0
+CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ class Mount:
 
 @pytest.fixture(scope="session")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _compiled("walker", tmp_path_factory.mktemp("walker"))
+
+
+def _compiled(name: str, place: Path) -> Path:
     if shutil.which("musl-gcc") is None:
         pytest.skip("not installed: musl-tools")
-    program = tmp_path_factory.mktemp("walker") / "walker"
-    source = HERE / "walker.c"
+    program, source = place / name, HERE / f"{name}.c"
     subprocess.run(["musl-gcc", "-O2", "-static", "-o", program, source], check=True, timeout=60)
     return program
 
@@ -61,16 +66,16 @@ async def means(host: Host, tmp_path: Path) -> AsyncIterator[Means]:
     await cache.close()
 
 
-def _on_the_host(mount: Mount, place: Path) -> list[str]:
-    """Return the walker's lines for a mount that is mounted as runc would."""
+def _on_the_host(mount: Mount, place: Path, program: str = "/walker") -> list[str]:
+    """Return the program's lines in a mount that is mounted as runc would."""
     (place / "root").mkdir(parents=True)
     if mount.type == "overlay":
         words = ["mount", "-t", "overlay", "-o", ",".join(mount.options), "none"]
     else:
         words = ["mount", "--bind", mount.source]
-    script = '"$@" root && exec chroot root /walker'
+    script = '"$@" root && exec chroot root "$0"'
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *words],
+        ["unshare", "--mount", "sh", "-c", script, program, *words],
         cwd=place, capture_output=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -99,7 +104,7 @@ async def _run(
         "process": {
             "args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
             "capabilities": {
-                kind: ["CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN", "CAP_CHOWN"]
+                kind: [f"CAP_{name}" for name in CAPABILITIES]
                 for kind in ("bounding", "effective", "permitted")
             },
         },
@@ -196,6 +201,43 @@ async def test_a_container_sees_a_directory_of_the_host(
         seen = (await _run(machine, prepared, ["/walker"])).splitlines()
     assert _of_the_image(seen) == _of_the_image(expected)
     assert len(seen) > 20
+
+
+@pytest.mark.virtiofs
+async def test_a_container_changes_a_directory_of_the_host_as_root_would(
+    host: Host, means: Means, tmp_path: Path
+) -> None:
+    program = _compiled("changer", tmp_path)
+    ours, theirs = (tmp_path / name / "root" for name in ("host", "guest"))
+    for directory in (ours, theirs):
+        directory.mkdir(parents=True)
+        shutil.copy2(program, directory)
+    expected = _on_the_host(Mount("bind", str(ours)), tmp_path / "mounts", "/changer")
+    async with AsyncExitStack() as owned:
+        prepared = await prepare_rootfs([], "c1", means, directory=str(theirs))
+        owned.push_async_callback(prepared.close)
+        machine = await owned.enter_async_context(start_machine(host.config(shares=True)))
+        await _attach(machine, prepared)
+        said = (await _run(machine, prepared, ["/changer"])).splitlines()
+    # Of the host's root, device nodes alone are withheld.
+    assert expected[-1] == "device: done"
+    assert said == [*expected[:-1], "device: Operation not permitted"]
+    (ours / "null").unlink()
+    made = [_without_times(trees.describe(str(root))) for root in (ours, theirs)]
+    assert made[0] == {name: made[1][name] for name in made[0]}
+    assert made[0]["suid"]["mode"] == "0o106755"
+    assert made[0]["own"]["ids"] == [3_000_000_000, 70_000]
+    # What is there beside is where the guest bound the usual devices, which it has to itself.
+    more = set(made[1]) - set(made[0])
+    assert {name.partition("/")[0] for name in more} == {"dev"}
+    assert not [name for name in more if "device" in made[1][name]]
+
+
+def _without_times(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in entry.items() if key != "mtime" or name == "own"}
+        for name, entry in tree.items()
+    }
 
 
 async def test_an_image_in_a_vm_is_not_collected(host: Host, means: Means, tmp_path: Path) -> None:
@@ -318,3 +360,28 @@ async def test_volumes_by_share_and_by_push(
     assert (tmp_path / "rw/new").read_text() == "made\n"
     assert (tmp_path / "around/file").read_text() == "before\nafter\n"
     assert not list((tmp_path / "ro").iterdir())
+
+
+@pytest.mark.virtiofs
+async def test_every_port_carries_a_share(
+    host: Host, means: Means, shell: Mount, tmp_path: Path
+) -> None:
+    numbers = range(len(SHARE_PORTS))
+    async with AsyncExitStack() as owned:
+        prepared = await prepare_rootfs([shell], "c1", means)
+        owned.push_async_callback(prepared.close)
+        for number in numbers:
+            (tmp_path / f"v{number}").mkdir()
+            (tmp_path / f"v{number}/name").write_text(f"{number}\n")
+            prepared.shares.append(await owned.enter_async_context(
+                start_share(str(tmp_path / f"v{number}"), f"v{number}", run_dir=host.run_dir)
+            ))  # fmt: skip
+        machine = await owned.enter_async_context(start_machine(host.config(shares=True)))
+        await _attach(machine, prepared)
+        said = await _run(
+            machine, prepared, _script("cat /v?/name"),
+            mounts=[{"destination": f"/v{number}", "type": "bind", "source": "x",
+                     "options": ["rbind", "rw"]} for number in numbers],
+            sources={number: GuestSource(kind="share", name=f"v{number}") for number in numbers},
+        )  # fmt: skip
+    assert said.split() == [str(number) for number in numbers]

@@ -17,7 +17,7 @@
 /* Where a file system is mounted while one path of it is bound elsewhere; seen by this process only. */
 static const char ASIDE[] = "/run/void/aside";
 
-enum { DATA_MAX = 4096, FD_PATH_MAX = 32 };
+enum { DATA_MAX = 4096, FD_PATH_MAX = 32, ATTEMPTS = 1024 };
 
 static void fd_path(int fd, char path[FD_PATH_MAX]) {
     snprintf(path, FD_PATH_MAX, "/proc/self/fd/%d", fd);
@@ -327,4 +327,33 @@ int mounts_console(int slave, const char *rootfs, struct failure *failure) {
         return fail(failure, tree, "bind the terminal");
     }
     return attach(tree, &step, rootfs, failure);
+}
+
+static int bind_new(const char *source_path, int directory, const char *name) {
+    AUTO_CLOSE int source = RETRY(open(source_path, O_PATH | O_CLOEXEC));
+    if (source < 0) {
+        return -errno;
+    }
+    struct mount_step step = {.flags = MS_BIND};
+    AUTO_CLOSE int tree = clone_tree(source, &step);
+    if (tree < 0) {
+        return tree;
+    }
+    const int flags = O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC;
+    AUTO_CLOSE int target = RETRY(openat(directory, name, flags, 0600));
+    return target < 0 || kernel_move_mount(tree, target) < 0 ? -errno : 0;
+}
+
+int mounts_node(int directory, const char *name, mode_t mode, dev_t device) {
+    char ours[FD_PATH_MAX];
+    int error = -EEXIST;
+    for (unsigned number = 0; error == -EEXIST && number < ATTEMPTS; number++) {
+        snprintf(ours, sizeof ours, "/dev/.node-%u", number);
+        error = mknod(ours, mode, device) < 0 ? -errno : 0;
+    }
+    if (error == 0) {
+        error = bind_new(ours, directory, name);
+        unlink(ours); /* the mount keeps it */
+    }
+    return error;
 }

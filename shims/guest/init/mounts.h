@@ -9,6 +9,7 @@
 #define VOID_MOUNTS_H
 
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "failure.h"
 #include "pb.h"
@@ -34,5 +35,11 @@ int mounts_isolate(struct failure *failure);
 
 /* Makes `rootfs` the root, lets go of the old one. */
 int mounts_pivot(const char *rootfs, bool readonly, uint64_t propagation, struct failure *failure);
+
+/*
+ * Binds a device node of the machine's own over a new, empty file `name`: for a directory of the
+ * host, in which nobody may make one. Returns 0 or -errno.
+ */
+int mounts_node(int directory, const char *name, mode_t mode, dev_t device);
 
 #endif

@@ -34,21 +34,20 @@ static bool same_node(int directory, const char *name, mode_t mode, dev_t device
            (S_ISFIFO(mode) || status.st_rdev == device);
 }
 
-/* What the image has in the node's place is replaced, unless it is the same node. */
-static int make_node(int directory, const char *name, mode_t mode, dev_t device) {
+static int make_new_node(int directory, const char *name, mode_t mode, dev_t device) {
     if (mknodat(directory, name, mode, device) == 0) {
         return 0;
     }
-    if (errno != EEXIST) {
-        return -errno;
+    return errno == EPERM ? mounts_node(directory, name, mode, device) : -errno;
+}
+
+/* What the image has in the node's place is replaced, unless it is the same node. */
+static int make_node(int directory, const char *name, mode_t mode, dev_t device) {
+    int error = make_new_node(directory, name, mode, device);
+    if (error != -EEXIST || same_node(directory, name, mode, device)) {
+        return error == -EEXIST ? 0 : error;
     }
-    if (same_node(directory, name, mode, device)) {
-        return 0;
-    }
-    if (unlinkat(directory, name, 0) < 0 || mknodat(directory, name, mode, device) < 0) {
-        return -errno;
-    }
-    return 0;
+    return unlinkat(directory, name, 0) < 0 ? -errno : make_new_node(directory, name, mode, device);
 }
 
 static int set_owner_and_mode(int directory, const char *name, const struct small_step *step) {
