@@ -256,10 +256,9 @@ def _remove(directory: str) -> None:
             os.rmdir(directory)
         except OSError as error:
             # EBUSY right after a process's end: v1 lets go of it a moment later.
-            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                return
-        else:
-            return
+            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                continue
+        return
 
 
 def _write(path: str, text: str) -> None:

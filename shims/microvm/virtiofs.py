@@ -64,12 +64,12 @@ class Virtiofsd:
 
 @dataclass(frozen=True)
 class ShareOptions:
-    """What a guest may do with a share; the mount flags hold on the host's side."""
+    """What a guest may do with a share. The mount flags hold on the host's side.
+
+    That is ``nosuid`` and ``nodev`` always; what holds in the guest is a matter of its own mount.
+    """
 
     readonly: bool = False
-    nosuid: bool = True
-    """Of no effect: the host's side is ``nosuid`` and ``nodev`` always, and what holds for the
-    guest is a matter of its own mount."""
     noexec: bool = False
     recursive: bool = True
     """With everything that is mounted below the source (``rbind``)."""

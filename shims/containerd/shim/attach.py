@@ -75,6 +75,19 @@ def _require_pci(settings: Settings) -> None:
         )
 
 
+def _require_ports(shares: int, shared: list[Volume]) -> None:
+    """Refuse more shared directories than a VM has ports for; the root may be one of ``shares``."""
+    from shims.microvm.plan import SHARE_PORTS
+
+    if shares > (most := len(SHARE_PORTS)):
+        raise InputError(
+            f"mounts[{shared[-1].index}].source",
+            shared[-1].source,
+            f"{most} mounts or roots that are shared with the host, and these are {shares}",
+            hint="mount one directory that holds several of them",
+        )
+
+
 def trust_domain(settings: Settings, namespace: str) -> str:
     """Return whom a VM may share a template with: VMs for which this is the same text.
 
@@ -270,9 +283,11 @@ class LocalSupplies:
         if root_is_directory(wanted.spec, wanted.bundle):
             directory = os.path.join(wanted.bundle, str(root.get("path")))
         mounts = () if directory else wanted.mounts
-        shares = needs_share(mounts) or any(v.way is Way.SHARE for v in wanted.volumes)
+        shared = [volume for volume in wanted.volumes if volume.way is Way.SHARE]
+        shares = needs_share(mounts) + len(shared)
         if shares:
             _require_pci(wanted.settings)
+            _require_ports(shares, shared)
         cache = ImageCache(self._state_dir / "images")
         owned.push_async_callback(cache.close)
         means = Means(
@@ -383,7 +398,6 @@ def _share_options(volume: Volume, options: Any) -> ShareOptions:
 
     return ShareOptions(
         readonly=volume.readonly,
-        nosuid="nosuid" in options,
         noexec="noexec" in options,
         recursive="rbind" in options,
     )

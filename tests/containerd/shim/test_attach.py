@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from protos.gen.containerd.types import mount_pb2
 from shims.containerd.shim import attach
 from shims.containerd.shim.attach import LocalSupplies, trust_domain
 from shims.containerd.shim.config import Settings
@@ -140,3 +141,22 @@ async def test_preparing_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_create_ends_before_kubelet_gives_up() -> None:
     assert attach._BUILD_TIMEOUT < attach._PREPARE_TIMEOUT < 120
     assert images._BUILD_TIMEOUT < attach._PREPARE_TIMEOUT
+
+
+@pytest.mark.parametrize(("count", "directory"), [(9, False), (8, True)])
+async def test_more_shares_than_ports_are_refused_before_any_is_made(
+    tmp_path: Path, count: int, directory: bool
+) -> None:
+    local = supplies(tmp_path)
+    local._images[""] = cast("GuestImage", SimpleNamespace())
+    volumes = [Volume(n, Way.SHARE, f"/srv/{n}", False, False) for n in range(count)]
+    root = {"path": "/srv/root"} if directory else {}
+    wanted = Wanted("c", str(tmp_path), {"root": root}, [_layer()], volumes, Settings())
+    async with AsyncExitStack() as owned:
+        with pytest.raises(InputError, match=r"mounts\[\d\]\.source.* 8 .* these are 9"):
+            await local.prepare(wanted, owned)
+    assert not (tmp_path / "run").exists()
+
+
+def _layer() -> mount_pb2.Mount:
+    return mount_pb2.Mount(type="bind", source="/srv/layer", options=["ro"])
