@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _DEFAULT_PARENT = "/void-shims"
+_CONTROLLERS = frozenset({"memory", "pids", "cpu", "io"})
+"""What we limit by, or count with."""
 _V1_INHERITED = ("cpuset.cpus", "cpuset.mems")
 _REMOVE_ATTEMPTS = 3
 
@@ -75,9 +77,15 @@ class Cgroup:
                 _limit_memory(hierarchy, self._directory(hierarchy), limit)
 
     def join(self) -> None:
-        """Move the calling process in. Raises OSError; runs in a forked child."""
+        """Move the calling process, which has one thread, in. Raises OSError; for a forked child.
+
+        A v1 thread that moves itself takes no lock of the whole host's; a process, even of one
+        thread, does, and waits some ten milliseconds for it (cgroup_procs_write_start of the
+        kernel). v2 moves threads only within a process's group.
+        """
         for hierarchy in self.hierarchies:
-            _write(f"{self._directory(hierarchy)}/cgroup.procs", "0")
+            name = "tasks" if hierarchy.version == 1 else "cgroup.procs"
+            _write(f"{self._directory(hierarchy)}/{name}", "0")
 
     def processes(self) -> set[int]:
         """Return the processes inside; empty when the group is gone."""
@@ -183,9 +191,22 @@ def _expand_slice(name: str) -> str:
 
 
 def find_hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
-    """Return the cgroup hierarchies that are mounted here, v1 before v2."""
+    """Return the cgroup hierarchies that are mounted here and of use to us, v1 before v2.
+
+    Beside v1 hierarchies a v2 one may be mounted that has none of our controllers.
+    """
     with open(mountinfo) as lines:
-        return parse_mountinfo(lines)
+        found = parse_mountinfo(lines)
+    alone = len(found) == 1
+    return [
+        hierarchy
+        for hierarchy in found
+        if alone or hierarchy.version == 1 or not _CONTROLLERS.isdisjoint(_offers(hierarchy))
+    ]
+
+
+def _offers(hierarchy: Hierarchy) -> list[str]:
+    return _read(hierarchy.mount, "cgroup.controllers")
 
 
 def parse_mountinfo(lines: Iterable[str]) -> list[Hierarchy]:
@@ -236,7 +257,7 @@ def _fill_cpuset(parent: str, directory: str) -> None:
 
 def _delegate(directory: str) -> None:
     """Let groups below have what we would limit or count, as far as the kernel permits."""
-    for controller in ("memory", "pids", "cpu", "io"):
+    for controller in sorted(_CONTROLLERS, reverse=True):
         try:
             _write(f"{directory}/cgroup.subtree_control", f"+{controller}")
         except OSError:

@@ -72,6 +72,22 @@ def test_a_v2_host_with_a_blank_in_the_mount_point() -> None:
     assert parse_mountinfo([line]) == [Hierarchy("/sys/fs/cg roup", 2)]
 
 
+@pytest.mark.parametrize(
+    ("beside", "controllers", "versions"),
+    [(True, "hugetlb misc\n", [1]), (True, "memory pids\n", [1, 2]), (False, "", [2])],
+)
+def test_a_v2_hierarchy_that_is_of_no_use_is_left_out(
+    tmp_path: Path, beside: bool, controllers: str, versions: list[int]
+) -> None:
+    (tmp_path / "cgroup.controllers").write_text(controllers)
+    lines = [f"30 1 0:26 / {tmp_path} rw - cgroup2 cgroup2 rw"]
+    if beside:
+        lines.append("25 1 0:22 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory")
+    (tmp_path / "mountinfo").write_text("\n".join(lines))
+    found = find_hierarchies(str(tmp_path / "mountinfo"))
+    assert [hierarchy.version for hierarchy in found] == versions
+
+
 def test_a_group_of_v2_is_delegated_and_limited(tmp_path: Path) -> None:
     """On plain files: which ones are written, and with what."""
     (tmp_path / "cgroup.subtree_control").touch()
@@ -80,7 +96,7 @@ def test_a_group_of_v2_is_delegated_and_limited(tmp_path: Path) -> None:
     (tmp_path / "vm" / "memory.max").touch()
     group.create(memory_limit=1 << 30)
     assert (tmp_path / "vm" / "memory.max").read_text() == str(1 << 30)
-    assert (tmp_path / "cgroup.subtree_control").read_text().startswith("+io")  # the last one
+    assert (tmp_path / "cgroup.subtree_control").read_text().startswith("+cpu")  # the last one
     (tmp_path / "vm" / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
     assert group.oom_kills() == 2
 
