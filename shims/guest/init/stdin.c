@@ -118,40 +118,46 @@ static void input_ready(struct watch *watch, uint32_t events) {
     stdin_push((struct stdio_input *)watch); /* its first member */
 }
 
-/* Room for one more write at the end of the queue, or NULL. Taken before a byte is written, so that
- * a call that is refused took nothing and may be made again. */
-static struct stdio_write *new_write(size_t size, struct stdio_write ***last) {
-    int count = 0;
-    for (; **last != NULL; *last = &(**last)->next) {
-        count++;
-    }
-    return count < WRITES_MAX ? malloc(sizeof(struct stdio_write) + size) : NULL;
-}
-
 static void write_or_wait(struct stdio_input *input, struct pb_slice data, bool end,
                           struct call call) {
     struct stdio_write **last = &input->first;
-    struct stdio_write *write = new_write(data.size, &last);
-    if (write == NULL) {
+    int waiting = 0;
+    for (; *last != NULL; last = &(*last)->next) {
+        waiting++;
+    }
+    if (waiting >= WRITES_MAX) { /* nothing was taken: the call may be made again */
         rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d writes of this process wait for its pipe",
-                 WRITES_MAX);
+                 waiting);
         return;
     }
     bool idle = input->first == NULL && input->fd >= 0;
     ssize_t done = idle ? push(input, data.data, data.size) : 0;
     if (done < 0) {
-        free(write);
         stdin_break(input);
         rpc_done(call);
         return;
     }
-    *write = (struct stdio_write){.call = call, .end = end, .size = data.size - (size_t)done};
-    if (write->size > 0) {
-        memcpy(write->data, data.data + done, write->size);
+    size_t left = data.size - (size_t)done;
+    if (idle && left == 0) { /* no memory was taken: most writes fit, and large ones cost a mmap */
+        if (end) {
+            end_input(input, stdio_of_input(input)->terminal);
+        }
+        rpc_done(call);
+        return;
+    }
+    struct stdio_write *write = malloc(sizeof *write + left);
+    if (write == NULL) {
+        rpc_fail(call, RPC_INTERNAL, "no memory for standard input, of which %zd bytes were taken",
+                 done);
+        return;
+    }
+    *write = (struct stdio_write){.call = call, .end = end, .size = left};
+    if (left > 0) {
+        memcpy(write->data, data.data + done, left);
     }
     *last = write;
     if (idle) {
-        stdin_push(input);
+        wait_for_space(input);
     }
 }
 
