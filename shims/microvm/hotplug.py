@@ -1,8 +1,7 @@
 """Plugging disks and shared directories into a running VM, everything by descriptor.
 
 QEMU never opens a path of the host: an image reaches it as an open file, a virtiofs daemon as a
-connected socket. Facts: docs of QEMU's QMP reference (add-fd, blockdev-add, device_add) and
-microvm.md section 3.3.
+connected socket. Facts: QEMU's QMP reference (add-fd, blockdev-add, device_add).
 """
 
 from __future__ import annotations
