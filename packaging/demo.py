@@ -179,7 +179,7 @@ def _act(stage: Stage, busybox: Path) -> tuple[Demo, list[int]]:
         stage.heading("The end")
         stage.note("no process, mount, socket, cgroup or file of a container is left")
         stage.note(f"containerd ends, and {len(helpers)} processes that all containers shared:")
-        stage.note("the keeper of templates and the nursery of shims, ready for the next container")
+        stage.note("keeper of templates, nursery of shims, and the shim that it has in reserve")
     return demo, [*helpers, site.daemon.pid]
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from shims.containerd.shim.process import Phase
 from shims.containerd.shim.shared import Shared
-from shims.containerd.shim.vm import Vm, VmDeath
 from shims.core.errors import AlreadyExists, Conflict, NotFound, Unreachable
 
 if TYPE_CHECKING:
